@@ -1,0 +1,25 @@
+//! Image classification from the command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tch_suite::cli::cnn::Cnn;
+use tch_suite::cli::{self, CommonVerb};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    #[command(flatten)]
+    Common(CommonVerb),
+}
+
+fn main() -> ExitCode {
+    cli::main::<Arguments, Cnn>(|arguments| match arguments.verb {
+        Verb::Common(verb) => cli::run_common::<Cnn>(verb),
+    })
+}

@@ -1,0 +1,328 @@
+//! Arguments, and what they set in a recipe.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::training::precision::Precision;
+
+/// The verbs of every family.
+#[derive(Debug, Subcommand)]
+pub enum CommonVerb {
+    /// Train from a recipe, from given weights, or continue a run exactly
+    Train(Box<TrainArgs>),
+    /// Metrics of a run on one part of its data
+    Eval(EvalArgs),
+    /// Predictions for files
+    Predict(PredictArgs),
+    /// Write files that Python loads
+    Export(ExportArgs),
+    /// What is in a run, a weights file or an architecture
+    Info(InfoArgs),
+    /// List the recipes, or print one
+    Recipes(RecipesArgs),
+    /// Check libtorch, devices, threads and memory settings
+    Doctor(DoctorArgs),
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Default, Args)]
+pub struct TrainArgs {
+    /// A recipe of `recipes`, or a JSON file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub recipe: Option<String>,
+    /// Architecture in place of the recipe's
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Data folder, or the name of a compiled-in set
+    #[arg(long, value_name = "DIR|NAME")]
+    pub data: Option<String>,
+    /// Folder of the run [default: runs/RECIPE, numbered if it exists]
+    #[arg(long, value_name = "RUN")]
+    pub out: Option<PathBuf>,
+    /// Continue this run; only --epochs, --steps, --data, --device, --threads, --workers, --save-every, --keep and --early-stop may
+    /// differ from it
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "init_from"])]
+    pub resume: Option<PathBuf>,
+    /// Start from the weights of a run or of a safetensors file
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init_from: Option<PathBuf>,
+    /// Passes over the training data
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u64>,
+    /// Stop after so many optimizer steps; wins over --epochs
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Samples in a batch, per process
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Batches whose gradients are summed for one step
+    #[arg(long, value_name = "N")]
+    pub accumulate: Option<usize>,
+    /// sgd, adam, adamw, adagrad or rmsprop, with PyTorch's defaults
+    #[arg(long, value_name = "NAME")]
+    pub optimizer: Option<String>,
+    /// Learning rate
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// Weight decay
+    #[arg(long, value_name = "X")]
+    pub weight_decay: Option<f64>,
+    /// constant, step, multi-step, exponential, cosine, linear, polynomial, one-cycle, inverse-sqrt or plateau
+    #[arg(long, value_name = "NAME")]
+    pub schedule: Option<String>,
+    /// Steps of linear warm-up, or below 1 a share of all steps
+    #[arg(long, value_name = "N|SHARE")]
+    pub warmup: Option<f64>,
+    /// Clip the 2-norm of all gradients
+    #[arg(long, value_name = "NORM")]
+    pub clip_norm: Option<f64>,
+    /// Share of the target's probability spread over all classes
+    #[arg(long, value_name = "SHARE")]
+    pub label_smoothing: Option<f64>,
+    /// Evaluate with averaged weights of this decay
+    #[arg(long, value_name = "DECAY")]
+    pub ema: Option<f64>,
+    /// Do not train parameters whose names match; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub freeze: Vec<String>,
+    /// The validation metric that decides which checkpoint is best
+    #[arg(long, value_name = "NAME")]
+    pub metric: Option<String>,
+    /// Stop after so many evaluations without improvement
+    #[arg(long, value_name = "N")]
+    pub early_stop: Option<u64>,
+    /// Steps between evaluations [default: an epoch]
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<u64>,
+    /// Steps between checkpoints [default: an epoch]
+    #[arg(long, value_name = "STEPS")]
+    pub save_every: Option<u64>,
+    /// Numbered checkpoints to keep besides `last` and `best`
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Seed of initial weights, order, dropout and splits
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Share of the training part held out where the data have no validation part
+    #[arg(long, value_name = "SHARE")]
+    pub val_fraction: Option<f64>,
+    /// Threads that prepare batches
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Only deterministic kernels on CUDA
+    #[arg(long)]
+    pub deterministic: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Set any key of the recipe, as in training.optimizer.momentum=0.9; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the resolved recipe and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only warnings and the result
+    #[arg(long)]
+    pub quiet: bool,
+    /// Plain lines instead of a progress bar
+    #[arg(long)]
+    pub no_progress: bool,
+}
+
+/// Where and how to compute.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, cuda, cuda:N or mps
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Threads of libtorch's kernels [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// auto, fp32, bf16 or fp16
+    #[arg(long, value_name = "NAME")]
+    pub precision: Option<Precision>,
+}
+
+/// A run and one of its checkpoints.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Run folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// best, last or step-N [default: best, or last where there is no best]
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Samples computed at a time
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Data in place of the run's
+    #[arg(long, value_name = "DIR|NAME")]
+    pub data: Option<String>,
+    /// Which part [default: test, else validation]
+    #[arg(long, value_enum)]
+    pub split: Option<Part>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = EvalFormat::Table)]
+    pub format: EvalFormat,
+}
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// What was learned from.
+    Train,
+    /// What the best checkpoint was chosen by.
+    Validation,
+    /// What neither saw.
+    Test,
+}
+
+/// Form of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvalFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Arguments of `predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Files, folders, or - for a list of files on stdin
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = PredictFormat::Table)]
+    pub format: PredictFormat,
+    /// Best classes to print for each input
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub top_k: usize,
+}
+
+/// Form of predictions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictFormat {
+    /// For people.
+    Table,
+    /// A header, then a row for each input and class.
+    Csv,
+    /// A JSON object for each input.
+    Jsonl,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// The file to write
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+}
+
+/// Form of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A traced module for torch.jit.load.
+    Torchscript,
+    /// Named weights for load_state_dict.
+    Safetensors,
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// A run folder or a safetensors file
+    #[arg(value_name = "RUN|FILE", required_unless_present = "model", conflicts_with = "model")]
+    pub path: Option<PathBuf>,
+    /// An architecture by name
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Set a key of the architecture, as in model.num_classes=100; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "model")]
+    pub set: Vec<String>,
+}
+
+/// Arguments of `recipes`.
+#[derive(Debug, Args)]
+pub struct RecipesArgs {
+    /// Print this one as JSON
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t = EvalFormat::Table)]
+    pub format: EvalFormat,
+}
+
+impl TrainArgs {
+    /// The recipe keys that the flags set, in an order in which whole objects come before their keys.
+    pub fn settings(&self) -> Vec<(&'static str, Value)> {
+        fn put<T: serde::Serialize>(
+            list: &mut Vec<(&'static str, Value)>,
+            key: &'static str,
+            value: &Option<T>,
+        ) {
+            if let Some(value) = value {
+                list.push((key, json!(value)));
+            }
+        }
+        let named = |name: &Option<String>| name.as_ref().map(|name| json!({ "name": name }));
+        let mut list = Vec::new();
+        put(&mut list, "model.name", &self.model);
+        put(&mut list, "training.optimizer", &named(&self.optimizer));
+        put(&mut list, "training.schedule", &named(&self.schedule));
+        put(&mut list, "training.init_from", &self.init_from);
+        put(&mut list, "training.epochs", &self.epochs);
+        put(&mut list, "training.steps", &self.steps);
+        put(&mut list, "training.batch_size", &self.batch_size);
+        put(&mut list, "training.accumulate", &self.accumulate);
+        put(&mut list, "training.optimizer.lr", &self.lr);
+        put(&mut list, "training.optimizer.weight_decay", &self.weight_decay);
+        put(&mut list, "training.warmup", &self.warmup);
+        put(&mut list, "training.clip_norm", &self.clip_norm);
+        put(&mut list, "training.label_smoothing", &self.label_smoothing);
+        put(&mut list, "training.ema", &self.ema);
+        put(&mut list, "training.freeze", &(!self.freeze.is_empty()).then_some(&self.freeze));
+        put(&mut list, "training.metric", &self.metric);
+        put(&mut list, "training.early_stop", &self.early_stop);
+        put(&mut list, "training.eval_every", &self.eval_every);
+        put(&mut list, "training.save_every", &self.save_every);
+        put(&mut list, "training.keep", &self.keep);
+        put(&mut list, "training.seed", &self.seed);
+        put(&mut list, "data.val_fraction", &self.val_fraction);
+        put(&mut list, "training.workers", &self.workers);
+        put(&mut list, "training.deterministic", &self.deterministic.then_some(true));
+        self.device.settings(&mut list);
+        list
+    }
+}
+
+impl DeviceArgs {
+    /// The recipe keys that the flags set.
+    pub fn settings(&self, list: &mut Vec<(&'static str, Value)>) {
+        list.extend(self.device.iter().map(|device| ("training.device", json!(device))));
+        list.extend(self.threads.iter().map(|threads| ("training.threads", json!(threads))));
+        list.extend(self.precision.iter().map(|precision| ("training.precision", json!(precision))));
+    }
+}

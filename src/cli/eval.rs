@@ -1,0 +1,69 @@
+//! `eval`: metrics of a run on one part of its data.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::args::{EvalArgs, EvalFormat, Part};
+use super::family::Family;
+use super::print;
+use super::session::Session;
+use crate::distributed::SingleProcess;
+use crate::recipe;
+use crate::reporting::{self, Log, Verbosity};
+use crate::training::checkpoint::read_progress;
+use crate::training::evaluate::{EvaluationSettings, evaluate};
+use crate::training::signals::Interrupt;
+use crate::{bad_input, bail_input};
+
+/// Runs the verb.
+pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
+    let mut session = Session::<F>::open(&arguments.run)?;
+    if let Some(data) = &arguments.data {
+        let mut value = serde_json::to_value(&session.recipe)?;
+        for (key, setting) in F::data_settings(data) {
+            recipe::set(&mut value, key, setting)?;
+        }
+        session.recipe = recipe::typed(value, "--data")?;
+    }
+    let mut recipe = session.recipe.clone();
+    let splits = F::open(&mut recipe)?;
+    let (part, data) = match arguments.split {
+        Some(Part::Train) => (Part::Train, Some(splits.train)),
+        Some(Part::Validation) => (Part::Validation, splits.validation),
+        Some(Part::Test) => (Part::Test, splits.test),
+        None if splits.test.is_some() => (Part::Test, splits.test),
+        None => (Part::Validation, splits.validation),
+    };
+    let name = format!("{part:?}").to_lowercase();
+    let data = data.ok_or_else(|| bad_input!("the data have no {name} part; choose another --split"))?;
+
+    let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
+    let bar = log.progress(&name, 0, None);
+    let settings = EvaluationSettings::of(&recipe.training);
+    let evaluation =
+        evaluate(&mut session.task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
+    drop(bar);
+    let Some(evaluation) = evaluation else { bail_input!("interrupted") };
+    let step = read_progress(&session.checkpoint)?.step;
+    match arguments.format {
+        EvalFormat::Json => print(&serde_json::to_string_pretty(&json!({
+            "split": name,
+            "step": step,
+            "samples": crate::data::Dataset::len(data.as_ref()),
+            "metrics": evaluation.metrics,
+            "details": evaluation.details,
+        }))?),
+        EvalFormat::Table => {
+            let width = evaluation.metrics.keys().map(String::len).max().unwrap_or(0);
+            let rows = evaluation
+                .metrics
+                .iter()
+                .map(|(metric, value)| {
+                    format!("{metric:width$}  {}", reporting::format::metric(metric, *value))
+                })
+                .collect::<Vec<_>>();
+            let samples = reporting::format::count(crate::data::Dataset::len(data.as_ref()) as u64);
+            print(&format!("{name}, {samples} samples, checkpoint of step {step}\n{}", rows.join("\n")))
+        }
+    }
+}

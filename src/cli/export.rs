@@ -1,0 +1,82 @@
+//! `export`: files that Python loads unchanged.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::args::{ExportArgs, ExportFormat};
+use super::family::Family;
+use super::session::Session;
+use crate::bail_input;
+use crate::files;
+use crate::models::Role;
+use crate::native::trace::{Entry, trace_module};
+use crate::reporting::{Log, Verbosity};
+use crate::tasks::Task;
+use crate::weights::{tensors_of, write_safetensors};
+
+/// Runs the verb.
+pub fn run<F: Family>(arguments: &ExportArgs) -> Result<()> {
+    if arguments.out.exists() {
+        bail_input!("{} exists already: choose another --out", arguments.out.display());
+    }
+    let session = Session::<F>::open(&arguments.run)?;
+    let staged = staged_name(&arguments.out)?;
+    let written = match arguments.format {
+        ExportFormat::Torchscript => trace::<F>(&session, &staged),
+        ExportFormat::Safetensors => write_safetensors(&staged, &tensors_of(session.task.parameters())),
+    };
+    let placed = written.and_then(|()| {
+        std::fs::rename(&staged, &arguments.out).map_err(|error| files::cannot_write(&arguments.out, &error))
+    });
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&staged);
+    }
+    placed?;
+    Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", arguments.out.display()));
+    Ok(())
+}
+
+/// The name that a file has until it is whole.
+fn staged_name(out: &Path) -> Result<PathBuf> {
+    let Some(name) = out.file_name() else { bail_input!("--out {} names no file", out.display()) };
+    let staged = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+    match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            bail_input!("--out {}: there is no folder {}", out.display(), folder.display())
+        }
+        _ => Ok(staged),
+    }
+}
+
+/// Traces the network in evaluation mode, with parameters and buffers under their names. Another batch size works, since no layer reads it.
+fn trace<F: Family>(session: &Session<F>, path: &Path) -> Result<()> {
+    let parameters = session.task.parameters();
+    let device = parameters.device();
+    let inputs = F::example_inputs(&session.recipe.model, 2)?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let entries = parameters.entries();
+    let entries: Vec<Entry<'_>> = entries
+        .iter()
+        .map(|entry| Entry {
+            name: &entry.name,
+            tensor: &entry.tensor,
+            is_buffer: entry.role == Role::Buffer,
+        })
+        .collect();
+    let named: Vec<(&str, &tch::Tensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let class = class_name(F::NAME);
+    trace_module(&class, &entries, &named, path, &mut |inputs| F::forward(&session.task, inputs))
+        .context("tracing the network")?;
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| files::cannot_write(path, &error))
+}
+
+/// `cnn` as `Cnn`: the class that Python shows.
+fn class_name(family: &str) -> String {
+    let mut letters = family.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}

@@ -1,0 +1,100 @@
+//! What a model family tells the shared verbs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tch::{Device, Tensor};
+
+use crate::data::{Dataset, Splits};
+use crate::recipe::{Preset, Recipe};
+use crate::reporting::Report;
+use crate::tasks::{Evaluation, Task};
+
+/// A family's recipe.
+pub type FamilyRecipe<F> = Recipe<<F as Family>::Model, <F as Family>::Data>;
+
+/// One prediction: a row for each of the best classes, best first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prediction {
+    /// The file, or the text.
+    pub input: String,
+    /// Classes with their probabilities, best first.
+    pub ranked: Vec<(String, f64)>,
+}
+
+/// A model family: which data, which models, which task.
+pub trait Family: Sized {
+    /// The binary's name.
+    const NAME: &'static str;
+    /// One line for `--help`.
+    const ABOUT: &'static str;
+    /// What `train` runs with no arguments.
+    const DEFAULT_RECIPE: &'static str;
+    /// The `model` section of its recipes.
+    type Model: Clone + Serialize + DeserializeOwned;
+    /// The `data` section.
+    type Data: Clone + Serialize + DeserializeOwned;
+    /// Its samples.
+    type Dataset: Dataset;
+    /// Its loss and metrics.
+    type Task: Task<Batch = <Self::Dataset as Dataset>::Batch>;
+
+    /// The recipes compiled in.
+    fn presets() -> &'static [Preset];
+
+    /// The names of the architectures.
+    fn models() -> Vec<&'static str>;
+
+    /// What `--data ARGUMENT` sets in a recipe.
+    fn data_settings(argument: &str) -> Vec<(&'static str, Value)>;
+
+    /// Checks the family's sections before anything is opened.
+    fn validate(recipe: &FamilyRecipe<Self>) -> Result<()>;
+
+    /// Opens the data and writes into the recipe what they decide: number of classes, image size, class weights.
+    fn open(recipe: &mut FamilyRecipe<Self>) -> Result<Splits<Arc<Self::Dataset>>>;
+
+    /// Makes the model of a complete recipe with fresh weights, drawn from libtorch's default generator.
+    fn build(recipe: &FamilyRecipe<Self>, device: Device) -> Result<Self::Task>;
+
+    /// The recipe section of an architecture by name with its usual input, for `info --model`.
+    fn usual_model(name: &str) -> Result<Self::Model>;
+
+    /// An input of the network itself, batch first, to trace it with or to look at its layers.
+    fn example_inputs(model: &Self::Model, batch: i64) -> Result<Vec<(&'static str, Tensor)>>;
+
+    /// A network without its task, from the inputs of [`Family::example_inputs`] to its outputs.
+    fn network(model: &Self::Model, device: Device) -> Result<Network>;
+
+    /// The outputs of a trained task's network.
+    fn forward(task: &Self::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// Predictions for inputs of the command line.
+    fn predict(
+        task: &mut Self::Task,
+        recipe: &FamilyRecipe<Self>,
+        inputs: &[PathBuf],
+        top_k: usize,
+    ) -> Result<Vec<Prediction>>;
+
+    /// Adds what the family shows of an evaluation to a report.
+    fn illustrate(
+        report: &mut Report,
+        recipe: &FamilyRecipe<Self>,
+        data: &Self::Dataset,
+        evaluation: &Evaluation,
+    ) -> Result<()>;
+}
+
+/// A model on its own: its tensors and what it computes.
+pub struct Network {
+    /// Its tensors.
+    pub parameters: crate::models::Parameters,
+    /// Its forward pass in evaluation mode.
+    #[allow(clippy::type_complexity)]
+    pub forward: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,
+}

@@ -1,0 +1,202 @@
+//! From arguments to a resolved recipe, and from a run folder back to its model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tch::Device;
+
+use super::args::{RunArgs, TrainArgs};
+use super::family::{Family, FamilyRecipe};
+use crate::native::{random, system};
+use crate::recipe::{self, differences};
+use crate::tasks::Task;
+use crate::training::checkpoint::{Environment, load_weights};
+use crate::training::config::{MAY_CHANGE_ON_RESUME, TrainingConfig};
+use crate::training::run::{find_checkpoint, read_recipe};
+use crate::weights;
+use crate::{bad_input, bail_input};
+
+/// The recipe of a new run: preset or file, then flags, then `--set`.
+pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
+    let name = arguments.recipe.as_deref().unwrap_or(F::DEFAULT_RECIPE);
+    let mut value = recipe::find(name, F::presets())?;
+    override_with::<F>(&mut value, arguments)?;
+    typed::<F>(value, name)
+}
+
+/// The recipe of a run that is continued. Only what [`MAY_CHANGE_ON_RESUME`] lists may differ from what the run was started with.
+pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
+    let before = read_recipe(run)?;
+    let origin = format!("the recipe of {}", run.display());
+    // Through the types, so that both sides have every key.
+    let before_typed = typed::<F>(before.clone(), &origin)?;
+    let mut value = before;
+    override_with::<F>(&mut value, arguments)?;
+    let after = typed::<F>(value, &origin)?;
+    let refused: Vec<String> =
+        differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
+            .into_iter()
+            .filter(|(key, ..)| !MAY_CHANGE_ON_RESUME.contains(&key.as_str()))
+            .map(|(key, before, after)| format!("{key} {before} → {after}"))
+            .collect();
+    if !refused.is_empty() {
+        bail_input!(
+            "a resumed run keeps its recipe, but the flags change {}: leave them out, or start a new run with --init-from {}",
+            refused.join(", "),
+            run.display()
+        );
+    }
+    Ok(after)
+}
+
+fn override_with<F: Family>(value: &mut Value, arguments: &TrainArgs) -> Result<()> {
+    let data = arguments.data.iter().flat_map(|data| F::data_settings(data));
+    for (key, setting) in data.chain(arguments.settings()) {
+        recipe::set(value, key, setting)?;
+    }
+    for argument in &arguments.set {
+        let (key, setting) = recipe::parse_setting(argument)?;
+        recipe::set(value, &key, setting)?;
+    }
+    Ok(())
+}
+
+fn typed<F: Family>(value: Value, origin: &str) -> Result<FamilyRecipe<F>> {
+    let recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
+    recipe
+        .training
+        .validate()
+        .and_then(|()| F::validate(&recipe))
+        .with_context(|| format!("recipe {}", recipe.name))?;
+    Ok(recipe)
+}
+
+/// Decides what `auto` stands for, applies the global settings, and returns the device.
+pub fn prepare(config: &mut TrainingConfig) -> Result<Device> {
+    let device = parse_device(&config.device)?;
+    config.device = match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(number) => format!("cuda:{number}"),
+        Device::Mps => "mps".to_owned(),
+        Device::Vulkan => "vulkan".to_owned(),
+    };
+    let threads = match config.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    config.threads = Some(threads);
+    tch::set_num_threads(
+        i32::try_from(threads).map_err(|_| bad_input!("training.threads is {threads}: too many"))?,
+    );
+    config.precision = config.precision.resolve(device)?;
+    // One thread keeps a CPU fed from memory; decoding on the way to a GPU wants more.
+    config.workers =
+        Some(config.workers.unwrap_or(if device == Device::Cpu { 1 } else { threads.clamp(1, 8) }));
+    if config.deterministic {
+        system::set_deterministic(true)?;
+    }
+    Ok(device)
+}
+
+/// The device that a name stands for.
+///
+/// # Errors
+/// There is no such device, or it is not usable here; libtorch's reason is given.
+pub fn parse_device(name: &str) -> Result<Device> {
+    let cuda = |number: usize| -> Result<Device> {
+        let facts = system::facts()?.cuda;
+        if !facts.usable {
+            let reason = match (facts.linked, facts.reason) {
+                (false, _) => {
+                    "this program is built on a libtorch without CUDA; `scripts/setup.sh --cuda` brings one"
+                        .to_owned()
+                }
+                (true, reason) => reason.unwrap_or_else(|| "no CUDA driver or device was found".to_owned()),
+            };
+            bail_input!("--device {name} cannot be used: {reason}");
+        }
+        if number >= facts.devices.len() {
+            bail_input!("--device {name}: there are {} CUDA devices, numbered from 0", facts.devices.len());
+        }
+        Ok(Device::Cuda(number))
+    };
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "auto" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+        "auto" => Ok(if tch::utils::has_mps() { Device::Mps } else { Device::Cpu }),
+        "cuda" => cuda(0),
+        "mps" if tch::utils::has_mps() => Ok(Device::Mps),
+        "mps" => Err(bad_input!("--device mps cannot be used: this is no machine with Apple's GPU")),
+        other => match other.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(number)) => cuda(number),
+            _ => Err(bad_input!("--device {other}: choose auto, cpu, cuda, cuda:N or mps")),
+        },
+    }
+}
+
+/// What results depend on besides the recipe.
+pub fn environment(config: &TrainingConfig) -> Result<Environment> {
+    let facts = system::facts()?;
+    Ok(Environment {
+        suite: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: facts.libtorch_version,
+        processor: facts.cpu_capability,
+        device: config.device.clone(),
+        threads: config.threads.unwrap_or(1),
+    })
+}
+
+/// Makes the model of a recipe: seeded, so that the weights are those of PyTorch under the same seed, then overwritten by `init_from`.
+pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device) -> Result<F::Task> {
+    random::manual_seed(recipe.training.seed)?;
+    let task = F::build(recipe, device)?;
+    if let Some(source) = &recipe.training.init_from {
+        let file = match source.is_dir() {
+            true => crate::training::checkpoint::weights_file(&find_checkpoint(source, None)?),
+            false => source.clone(),
+        };
+        let tensors = weights::read_safetensors(&file)?;
+        weights::load_into(task.parameters(), &tensors)?.require_complete(&file.display().to_string())?;
+    }
+    task.parameters().freeze(&recipe.training.freeze)?;
+    Ok(task)
+}
+
+/// A trained model with its recipe.
+pub struct Session<F: Family> {
+    /// As it was resolved, with the device of now.
+    pub recipe: FamilyRecipe<F>,
+    /// With the checkpoint's weights.
+    pub task: F::Task,
+    /// Where the weights come from.
+    pub checkpoint: PathBuf,
+}
+
+impl<F: Family> Session<F> {
+    /// Loads a checkpoint of a run.
+    pub fn open(arguments: &RunArgs) -> Result<Self> {
+        let mut recipe = trained_recipe::<F>(&arguments.run)?;
+        let mut settings = Vec::new();
+        arguments.device.settings(&mut settings);
+        // The run's own device may not exist here; its precision still says how it is meant to be computed.
+        recipe.training.device = "auto".to_owned();
+        let mut value = serde_json::to_value(&recipe)?;
+        for (key, setting) in settings {
+            recipe::set(&mut value, key, setting)?;
+        }
+        let mut recipe = typed::<F>(value, &format!("the recipe of {}", arguments.run.display()))?;
+        recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
+        recipe.training.validate()?;
+        let device = prepare(&mut recipe.training)?;
+        let task = F::build(&recipe, device)?;
+        let checkpoint = find_checkpoint(&arguments.run, arguments.checkpoint.as_deref())?;
+        load_weights(&checkpoint, task.parameters())?;
+        Ok(Self { recipe, task, checkpoint })
+    }
+}
+
+/// The recipe that a run was trained with.
+pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
+    recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))
+}

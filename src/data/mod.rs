@@ -1,0 +1,61 @@
+//! Data sets, the order in which their samples are seen, and the loader that prepares batches ahead of the training step.
+//!
+//! A data set holds bytes or maps, never tensors (a `Tensor` cannot be shared between threads); tensors are made in
+//! [`Dataset::batch`], on the loader's threads. It never sees the model.
+
+pub mod idx;
+pub mod images;
+pub mod loader;
+pub mod order;
+
+use anyhow::Result;
+use tch::Device;
+
+/// The samples of one optimizer micro-step, as tensors.
+pub trait Batch: Send + Sized {
+    /// The same batch on another device.
+    fn to_device(self, device: Device) -> Result<Self>;
+}
+
+/// What a random choice about a sample may depend on, besides the sample itself: never the order of threads, never the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// The run's seed.
+    pub seed: u64,
+    /// Passes over the data completed before this one.
+    pub epoch: u64,
+    /// Whether samples are varied for training (augmentation, masking) or taken as they are.
+    pub train: bool,
+}
+
+/// Samples by index.
+pub trait Dataset: Send + Sync + 'static {
+    /// What several samples become.
+    type Batch: Batch;
+
+    /// How many samples there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes one batch on the CPU; called from several threads.
+    fn batch(&self, samples: &[usize], draw: Draw) -> Result<Self::Batch>;
+
+    /// What to call a sample in a message: its file, or its number in the file.
+    fn describe(&self, sample: usize) -> String {
+        format!("sample {sample}")
+    }
+}
+
+/// The parts of a data set.
+pub struct Splits<D> {
+    /// Learned from.
+    pub train: D,
+    /// Chosen by: model selection, early stopping, plateau schedule.
+    pub validation: Option<D>,
+    /// Looked at once, at the end.
+    pub test: Option<D>,
+}

@@ -1,0 +1,139 @@
+//! The order of samples: a function of (seed, epoch) alone, the same on any number of threads.
+
+use anyhow::Result;
+
+use crate::native;
+
+/// The batches of one pass over the data.
+#[derive(Debug, PartialEq)]
+pub struct EpochPlan {
+    samples: Vec<usize>,
+    ends: Vec<usize>,
+}
+
+impl EpochPlan {
+    /// Cuts `samples` into batches of `batch_size`; the last may be smaller.
+    pub fn even(samples: Vec<usize>, batch_size: usize) -> Self {
+        let ends =
+            (batch_size..samples.len()).step_by(batch_size).chain(std::iter::once(samples.len())).collect();
+        Self { samples, ends }
+    }
+
+    /// How many batches there are.
+    pub fn batches(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The samples of a batch.
+    pub fn batch(&self, number: usize) -> &[usize] {
+        let start = if number == 0 { 0 } else { self.ends[number - 1] };
+        &self.samples[start..self.ends[number]]
+    }
+}
+
+/// Decides which samples form which batch.
+pub trait Sampler: Send + Sync {
+    /// Batches in each pass, the same for every pass.
+    fn batches_per_epoch(&self) -> usize;
+
+    /// The plan of one pass.
+    fn plan(&self, epoch: u64) -> Result<EpochPlan>;
+}
+
+/// Every sample once per pass, in a new random order each time: `torch.randperm` under a generator seeded with seed + epoch, which is the
+/// order of PyTorch's `DistributedSampler(shuffle=True, seed=seed)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shuffled {
+    /// Number of samples.
+    pub len: usize,
+    /// Samples in a batch.
+    pub batch_size: usize,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Sampler for Shuffled {
+    fn batches_per_epoch(&self) -> usize {
+        self.len.div_ceil(self.batch_size)
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        Ok(EpochPlan::even(permutation(self.len, self.seed.wrapping_add(epoch))?, self.batch_size))
+    }
+}
+
+/// Every sample once, in its own order: for evaluation.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequential {
+    /// Number of samples.
+    pub len: usize,
+    /// Samples in a batch.
+    pub batch_size: usize,
+}
+
+impl Sampler for Sequential {
+    fn batches_per_epoch(&self) -> usize {
+        self.len.div_ceil(self.batch_size)
+    }
+
+    fn plan(&self, _epoch: u64) -> Result<EpochPlan> {
+        Ok(EpochPlan::even((0..self.len).collect(), self.batch_size))
+    }
+}
+
+/// The numbers 0 to `len` − 1 in an order drawn from `seed`.
+pub fn permutation(len: usize, seed: u64) -> Result<Vec<usize>> {
+    let order = Vec::<i64>::try_from(native::random::permutation(len as i64, seed)?)?;
+    Ok(order.into_iter().map(|sample| sample as usize).collect())
+}
+
+/// Parts `len` samples into a part to learn from and a seeded share to hold out, both in ascending order.
+///
+/// At least one sample goes to each part where there are two and the fraction is positive.
+pub fn hold_out(len: usize, fraction: f64, seed: u64) -> Result<(Vec<usize>, Vec<usize>)> {
+    let mut held_out = (len as f64 * fraction).round() as usize;
+    if fraction > 0.0 && len > 1 {
+        held_out = held_out.clamp(1, len - 1);
+    }
+    let order = permutation(len, seed)?;
+    let (mut validation, mut train) = (order[..held_out].to_vec(), order[held_out..].to_vec());
+    train.sort_unstable();
+    validation.sort_unstable();
+    Ok((train, validation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_comes_once_per_epoch_in_a_new_order() -> Result<()> {
+        let sampler = Shuffled { len: 10, batch_size: 4, seed: 7 };
+        let plan = sampler.plan(0)?;
+        assert_eq!(plan.batches(), sampler.batches_per_epoch());
+        assert_eq!((0..3).map(|number| plan.batch(number).len()).collect::<Vec<_>>(), [4, 4, 2]);
+        let mut all: Vec<_> = (0..3).flat_map(|number| plan.batch(number).to_vec()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+        assert_eq!(plan, sampler.plan(0)?);
+        assert_ne!(plan, sampler.plan(1)?);
+        Ok(())
+    }
+
+    #[test]
+    fn the_order_is_pytorchs() -> Result<()> {
+        // scripts/references/order.py: torch.randperm(10, generator=torch.Generator().manual_seed(7))
+        assert_eq!(permutation(10, 7)?, [6, 3, 9, 2, 1, 4, 8, 0, 7, 5]);
+        Ok(())
+    }
+
+    #[test]
+    fn held_out_samples_are_not_learned_from() -> Result<()> {
+        let (train, validation) = hold_out(1000, 0.1, 3)?;
+        assert_eq!((train.len(), validation.len()), (900, 100));
+        assert!(validation.iter().all(|sample| train.binary_search(sample).is_err()));
+        assert_eq!(hold_out(5, 0.0, 3)?.1.len(), 0);
+        assert_eq!(hold_out(2, 0.01, 3)?.1.len(), 1);
+        Ok(())
+    }
+}

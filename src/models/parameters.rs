@@ -1,0 +1,213 @@
+//! A model's named tensors: what it learns, what it carries along, in the order in which it made them.
+//!
+//! tch's own variable store renames duplicates silently, refuses dots and keeps no order; checkpoints need the exact names of
+//! PyTorch's `state_dict`, and optimizers its order. A layer takes a [`Scope`], makes its tensors under it and keeps handles to them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, anyhow};
+use regex::Regex;
+use tch::{Device, Tensor};
+
+use crate::bail_input;
+
+/// Whether the optimizer changes a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Learned by gradient descent (`nn.Parameter`).
+    Parameter,
+    /// Carried along: running statistics, position tables (`register_buffer`).
+    Buffer,
+}
+
+/// One named tensor of a model.
+#[derive(Debug)]
+pub struct Entry {
+    /// PyTorch's name: field names joined by dots.
+    pub name: String,
+    /// The tensor that the model computes with; handles share its storage.
+    pub tensor: Tensor,
+    /// Learned or carried along.
+    pub role: Role,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    list: Vec<Entry>,
+    positions: HashMap<String, usize>,
+}
+
+/// All named tensors of a model, shared between the model's layers and whoever saves, loads or optimizes them.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    device: Device,
+    entries: Rc<RefCell<Entries>>,
+}
+
+impl Parameters {
+    /// An empty collection whose tensors will live on `device`.
+    pub fn new(device: Device) -> Self {
+        Self { device, entries: Rc::default() }
+    }
+
+    /// Where the tensors are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The scope that names start from.
+    pub fn root(&self) -> Scope {
+        Scope { parameters: self.clone(), prefix: String::new() }
+    }
+
+    /// Every tensor in the order of its making: name, handle, role.
+    pub fn entries(&self) -> Vec<Entry> {
+        let copy = |entry: &Entry| Entry {
+            name: entry.name.clone(),
+            tensor: entry.tensor.shallow_clone(),
+            role: entry.role,
+        };
+        self.entries.borrow().list.iter().map(copy).collect()
+    }
+
+    /// The tensors that gradients are computed for: parameters that are not frozen.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        let learned = |entry: Entry| entry.tensor.requires_grad().then_some((entry.name, entry.tensor));
+        self.entries().into_iter().filter_map(learned).collect()
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let entries = self.entries.borrow();
+        entries.positions.get(name).map(|&position| entries.list[position].tensor.shallow_clone())
+    }
+
+    /// How many numbers the parameters hold, buffers not counted.
+    pub fn count(&self) -> usize {
+        let size = |entry: &Entry| if entry.role == Role::Parameter { entry.tensor.numel() } else { 0 };
+        self.entries.borrow().list.iter().map(size).sum()
+    }
+
+    /// Takes the parameters whose names match a pattern out of training. Patterns are regular expressions searched for in the name, as in
+    /// `^conv1\.` or `encoder`.
+    ///
+    /// # Errors
+    /// A pattern is no regular expression or matches nothing.
+    pub fn freeze(&self, patterns: &[String]) -> Result<()> {
+        for pattern in patterns {
+            let expression = name_pattern(pattern)?;
+            let mut matched = false;
+            for entry in self.entries() {
+                if entry.role == Role::Parameter && expression.is_match(&entry.name) {
+                    matched = true;
+                    let _ = entry.tensor.f_set_requires_grad(false).context("freezing a parameter")?;
+                }
+            }
+            if !matched {
+                bail_input!(
+                    "training.freeze: no parameter's name matches `{pattern}`; `info` lists the names"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores convolution weights with the channels innermost, which libtorch's convolutions then keep for their outputs.
+    pub fn to_channels_last(&self) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for entry in self.entries() {
+            if entry.tensor.dim() == 4 {
+                let mut tensor = entry.tensor;
+                let reordered = crate::native::layout::channels_last(&tensor.detach())?;
+                tensor.set_data(&reordered);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&self, name: String, tensor: Tensor, role: Role) -> Result<Tensor> {
+        let tensor = tensor
+            .f_to_device(self.device)
+            .with_context(|| format!("moving `{name}` to {:?}", self.device))?;
+        let tensor = match role {
+            Role::Parameter => tensor.detach().f_set_requires_grad(true)?,
+            Role::Buffer => tensor.detach(),
+        };
+        let mut entries = self.entries.borrow_mut();
+        let position = entries.list.len();
+        if entries.positions.insert(name.clone(), position).is_some() {
+            return Err(anyhow!("the model names two tensors `{name}`"));
+        }
+        entries.list.push(Entry { name, tensor: tensor.shallow_clone(), role });
+        Ok(tensor)
+    }
+}
+
+/// Compiles a pattern that selects parameters by name.
+pub fn name_pattern(pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|error| {
+        let reason =
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        crate::bad_input!("`{pattern}` is no regular expression: {reason}")
+    })
+}
+
+/// A place in the tree of names, as a module is in PyTorch.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    parameters: Parameters,
+    prefix: String,
+}
+
+impl Scope {
+    /// The scope of the field `name` (or of the element `name` of a list).
+    pub fn child(&self, name: impl std::fmt::Display) -> Scope {
+        Scope { parameters: self.parameters.clone(), prefix: self.full_name(&name.to_string()) }
+    }
+
+    /// The name of this scope, empty for the model itself.
+    pub fn name(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Registers a learned tensor. Initial values are computed on the CPU, so that they do not depend on the device, and moved.
+    pub fn parameter(&self, name: &str, initial: Tensor) -> Result<Tensor> {
+        self.parameters.insert(self.full_name(name), initial, Role::Parameter)
+    }
+
+    /// Registers a tensor that is saved with the model and not learned.
+    pub fn buffer(&self, name: &str, initial: Tensor) -> Result<Tensor> {
+        self.parameters.insert(self.full_name(name), initial, Role::Buffer)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn names_are_joined_by_dots_and_never_repeat() -> Result<()> {
+        let parameters = Parameters::new(Device::Cpu);
+        let layer = parameters.root().child("layer").child(0);
+        let weight = layer.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))?;
+        layer.buffer("running_mean", Tensor::zeros([2], (Kind::Float, Device::Cpu)))?;
+        assert!(layer.parameter("weight", Tensor::zeros([1], (Kind::Float, Device::Cpu))).is_err());
+        assert!(weight.requires_grad());
+        assert_eq!(parameters.count(), 6);
+        assert_eq!(parameters.trainable().len(), 1);
+        assert!(parameters.get("layer.0.running_mean").is_some());
+        parameters.freeze(&["^layer".to_owned()])?;
+        assert!(parameters.trainable().is_empty());
+        assert!(!weight.requires_grad(), "handles and entries are one tensor");
+        assert!(parameters.freeze(&["head".to_owned()]).is_err());
+        assert!(parameters.freeze(&["(".to_owned()]).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+// What every file of the shim shares: the error bridge and the list of tensors.
+//
+// Conventions of the C functions, whose declarations for Rust are in ffi.rs:
+// - They return null when all went well, else a message that `suite_free_text` releases. No exception leaves them.
+// - A tensor crosses as `at::Tensor*`. One that is written to an `at::Tensor** result` is new and belongs to the caller.
+// - Nothing here records operations for autograd: gradients and parameters are changed in place.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+
+#include <exception>
+#include <vector>
+
+namespace suite {
+
+using Tensors = std::vector<at::Tensor>;
+
+// A copy that outlives the exception; never null.
+char* copy_text(const char* text) noexcept;
+
+// Runs `body` and turns whatever it throws into a message.
+template <class Body>
+char* guarded(Body&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return copy_text(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return copy_text(error.what());
+  } catch (...) {
+    return copy_text("libtorch threw something that is not an exception");
+  }
+}
+
+// Hands a tensor over to Rust.
+inline void give(at::Tensor** result, at::Tensor tensor) {
+  *result = new at::Tensor(std::move(tensor));
+}
+
+// The gradient of a parameter, which may be undefined. A sparse one is refused.
+const at::Tensor& gradient_of(const at::Tensor& parameter);
+
+// The gradients that are there, and through `owners` (if asked) the parameters they belong to.
+Tensors gradients_of(const Tensors& parameters, Tensors* owners = nullptr);
+
+}  // namespace suite

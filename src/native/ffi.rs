@@ -1,0 +1,205 @@
+//! Declarations of the C functions of `src/native/cpp`.
+//!
+//! Each returns null or a message, see `shim.h`; [`check`](super::check) turns that into a `Result`.
+
+use std::ffi::{c_char, c_void};
+use torch_sys::C_tensor;
+
+/// A `std::vector<at::Tensor>`.
+#[repr(C)]
+pub struct TensorVector {
+    _private: [u8; 0],
+}
+
+/// A `c10::InferenceMode`.
+#[repr(C)]
+pub struct InferenceModeGuard {
+    _private: [u8; 0],
+}
+
+/// A message to check and free, or null.
+#[must_use]
+#[repr(transparent)]
+pub struct Outcome(pub *mut c_char);
+
+/// The traced pass: borrowed inputs, outputs to append to; true if it succeeded.
+pub type Forward = unsafe extern "C" fn(
+    context: *mut c_void,
+    inputs: *const *mut C_tensor,
+    count: usize,
+    outputs: *mut TensorVector,
+) -> bool;
+
+#[repr(C)]
+pub struct Sgd {
+    pub momentum: f64,
+    pub dampening: f64,
+    pub weight_decay: f64,
+    pub nesterov: bool,
+}
+
+#[repr(C)]
+pub struct Adam {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub amsgrad: bool,
+    pub decoupled: bool,
+}
+
+#[repr(C)]
+pub struct Adagrad {
+    pub lr_decay: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+#[repr(C)]
+pub struct RmsProp {
+    pub alpha: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub momentum: f64,
+    pub centered: bool,
+}
+
+#[repr(C)]
+pub struct Heap {
+    pub glibc: bool,
+    pub mmap_threshold: i64,
+    pub never_trims: bool,
+}
+
+#[repr(C)]
+pub struct CudaDevice {
+    pub name: [c_char; 256],
+    pub total_memory: u64,
+    pub major: i32,
+    pub minor: i32,
+}
+
+type List = *const TensorVector;
+type Lists = *const List;
+type Tensor = *const C_tensor;
+
+unsafe extern "C" {
+    // tensor_list.cpp
+    pub fn suite_free_text(text: *mut c_char);
+    pub fn suite_list_new(tensors: *const Tensor, count: usize, result: *mut *mut TensorVector) -> Outcome;
+    pub fn suite_list_free(list: *mut TensorVector);
+    pub fn suite_list_lerp(targets: List, sources: List, weight: f64) -> Outcome;
+
+    // gradients.cpp
+    pub fn suite_gradients_norm(parameters: List, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_gradients_clip_by_norm(parameters: List, total_norm: Tensor, max_norm: f64) -> Outcome;
+    pub fn suite_gradients_clip_by_value(parameters: List, limit: f64) -> Outcome;
+    pub fn suite_gradients_clear(parameters: List) -> Outcome;
+    pub fn suite_gradients_add_penalty(parameters: List, l1: f64, l2: f64) -> Outcome;
+    pub fn suite_gradients_scale(parameters: List, factor: f64) -> Outcome;
+    pub fn suite_gradients_scale_by(parameters: List, factor: Tensor) -> Outcome;
+    pub fn suite_watch_finite(values: *const Tensor, count: usize, step: i64, first_bad: Tensor) -> Outcome;
+
+    // loss_scaling.cpp
+    pub fn suite_unscale(parameters: List, found_inf: Tensor, inverse_scale: Tensor) -> Outcome;
+    pub fn suite_update_scale(
+        scale: Tensor,
+        growth_tracker: Tensor,
+        found_inf: Tensor,
+        growth_factor: f64,
+        backoff_factor: f64,
+        growth_interval: i64,
+    ) -> Outcome;
+
+    // optimizers.cpp
+    pub fn suite_sgd_step(
+        rule: *const Sgd,
+        parameters: List,
+        state: Lists,
+        states: usize,
+        lr: f64,
+        found_inf: Tensor,
+    ) -> Outcome;
+    pub fn suite_adam_step(
+        rule: *const Adam,
+        parameters: List,
+        state: Lists,
+        states: usize,
+        lr: f64,
+        found_inf: Tensor,
+    ) -> Outcome;
+    pub fn suite_adagrad_step(
+        rule: *const Adagrad,
+        parameters: List,
+        state: Lists,
+        states: usize,
+        lr: f64,
+        found_inf: Tensor,
+    ) -> Outcome;
+    pub fn suite_rms_prop_step(
+        rule: *const RmsProp,
+        parameters: List,
+        state: Lists,
+        states: usize,
+        lr: f64,
+        found_inf: Tensor,
+    ) -> Outcome;
+
+    // modes.cpp
+    pub fn suite_autocast_enter(
+        device: i8,
+        enabled: bool,
+        kind: i8,
+        previously_enabled: *mut bool,
+        previous_kind: *mut i8,
+    ) -> Outcome;
+    pub fn suite_autocast_exit(device: i8, previously_enabled: bool, previous_kind: i8) -> Outcome;
+    pub fn suite_inference_mode_enter(result: *mut *mut InferenceModeGuard) -> Outcome;
+    pub fn suite_inference_mode_exit(mode: *mut InferenceModeGuard);
+
+    // random.cpp
+    pub fn suite_manual_seed(seed: u64) -> Outcome;
+    pub fn suite_rng_state(device: i8, index: i8, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_set_rng_state(device: i8, index: i8, state: Tensor) -> Outcome;
+    pub fn suite_permutation(count: i64, seed: u64, result: *mut *mut C_tensor) -> Outcome;
+
+    // layout.cpp
+    pub fn suite_channels_last(tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_is_channels_last(tensor: Tensor, result: *mut bool) -> Outcome;
+
+    // trace.cpp
+    pub fn suite_trace_output(outputs: *mut TensorVector, tensor: Tensor);
+    pub fn suite_trace_module(
+        class_name: *const c_char,
+        names: *const *const c_char,
+        tensors: *const Tensor,
+        are_buffers: *const bool,
+        tensor_count: usize,
+        input_names: *const *const c_char,
+        inputs: *const Tensor,
+        input_count: usize,
+        forward: Forward,
+        context: *mut c_void,
+        path: *const c_char,
+    ) -> Outcome;
+
+    // system.cpp
+    pub fn suite_tune_heap(heap: *mut Heap);
+    pub fn suite_release_unused_memory();
+    pub fn suite_peak_memory(bytes: *mut u64) -> Outcome;
+    pub fn suite_libtorch_path(result: *mut *mut c_char) -> Outcome;
+    pub fn suite_allocator_path(result: *mut *mut c_char) -> Outcome;
+    pub fn suite_cpu_capability(result: *mut *mut c_char) -> Outcome;
+    pub fn suite_parallel_info(result: *mut *mut c_char) -> Outcome;
+    pub fn suite_threads(intra_op: *mut u64, inter_op: *mut u64) -> Outcome;
+    pub fn suite_cuda_linked(result: *mut bool) -> Outcome;
+    pub fn suite_try_device(device: i8, index: i8) -> Outcome;
+    pub fn suite_mps_usable(result: *mut bool) -> Outcome;
+    pub fn suite_cuda_device_count(count: *mut i32) -> Outcome;
+    pub fn suite_cuda_device(index: i32, result: *mut CudaDevice) -> Outcome;
+    pub fn suite_cpu_bf16(result: *mut bool) -> Outcome;
+    pub fn suite_mps_bf16(result: *mut bool) -> Outcome;
+    pub fn suite_set_deterministic(on: bool) -> Outcome;
+    pub fn suite_set_flush_denormal(on: bool, supported: *mut bool) -> Outcome;
+    pub fn suite_set_float32_matmul_precision(precision: *const c_char) -> Outcome;
+}

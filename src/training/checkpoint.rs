@@ -1,0 +1,180 @@
+//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `model.safetensors` | parameters and buffers under PyTorch's names |
+//! | `ema.safetensors` | their moving average, where the recipe has one |
+//! | `optimizer.safetensors` | optimizer state, generators' states (`rng.*`), loss scale (`scaler.*`), the task's state (`task.*`) |
+//! | `state.json` | step, epoch, position, best so far, running sums, and what machine it was |
+//!
+//! Equal states are equal files: names are sorted, and there is no clock in them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::metrics::SavedSum;
+use super::schedule::PlateauState;
+use crate::weights::{self, NamedTensors, read_safetensors, write_safetensors};
+use crate::{bad_input, bail_input, files, recipe};
+
+/// Raised when a change makes older checkpoints unreadable.
+const FORMAT: u32 = 1;
+
+const MODEL: &str = "model.safetensors";
+const AVERAGE: &str = "ema.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// How far a run has come.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Passes over the data completed.
+    pub epoch: u64,
+    /// Micro-batches of the present pass already used.
+    pub batch: usize,
+    /// The step whose evaluation has been done, so that an interrupted one is made up for.
+    pub evaluated_at: Option<u64>,
+    /// The best evaluation so far.
+    pub best: Option<Scores>,
+    /// The latest evaluation.
+    pub latest: Option<Scores>,
+    /// The metric that an evaluation must improve on to reset the patience of early stopping.
+    pub patience_from: Option<f64>,
+    /// Evaluations since it was last reset.
+    pub without_improvement: u64,
+    /// What a plateau schedule remembers.
+    pub plateau: PlateauState,
+    /// Lines of `metrics.jsonl` that belong to this state.
+    pub metrics_lines: u64,
+    /// Sums since the last logged line.
+    pub window: BTreeMap<String, SavedSum>,
+    /// Samples since the last logged line.
+    pub window_samples: u64,
+}
+
+/// The metrics of an evaluation.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Scores {
+    /// After how many steps.
+    pub step: u64,
+    /// After how many passes over the data.
+    pub epoch: f64,
+    /// By name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// What the promise of equal results rests on; a difference warns.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Environment {
+    /// Version of this program.
+    pub suite: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// The vector instructions that libtorch uses here.
+    pub processor: String,
+    /// `Cpu`, `Cuda(0)`, …
+    pub device: String,
+    /// Threads of libtorch's kernels.
+    pub threads: usize,
+}
+
+impl Environment {
+    /// The fields in which two environments differ, as `threads 2 → 4`.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let value = |environment: &Self| serde_json::to_value(environment).unwrap_or_default();
+        recipe::differences(&value(self), &value(now))
+            .into_iter()
+            .map(|(key, before, now)| format!("{key} {before} → {now}").replace('"', ""))
+            .collect()
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    progress: Progress,
+    environment: Environment,
+}
+
+/// A checkpoint in memory, about to be written or just read.
+pub struct Checkpoint {
+    /// How far the run has come.
+    pub progress: Progress,
+    /// Where it ran.
+    pub environment: Environment,
+    /// The model's tensors.
+    pub model: NamedTensors,
+    /// Their moving average.
+    pub average: Option<NamedTensors>,
+    /// Everything of `optimizer.safetensors`.
+    pub optimizer: NamedTensors,
+}
+
+impl Checkpoint {
+    /// Writes the files into an empty folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_safetensors(&folder.join(MODEL), &self.model)?;
+        if let Some(average) = &self.average {
+            write_safetensors(&folder.join(AVERAGE), average)?;
+        }
+        write_safetensors(&folder.join(OPTIMIZER), &self.optimizer)?;
+        let state =
+            State { format: FORMAT, progress: self.progress.clone(), environment: self.environment.clone() };
+        // Through a `Value`, whose keys are sorted.
+        let text = serde_json::to_string_pretty(&serde_json::to_value(&state)?)? + "\n";
+        let path = folder.join(STATE);
+        files::write_synced(&path, text.as_bytes()).map_err(|error| files::cannot_write(&path, &error))
+    }
+
+    /// Reads all of a checkpoint folder.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or of another format.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let state = read_state(folder)?;
+        let average = folder.join(AVERAGE);
+        Ok(Self {
+            progress: state.progress,
+            environment: state.environment,
+            model: read_safetensors(&folder.join(MODEL))?,
+            average: average.is_file().then(|| read_safetensors(&average)).transpose()?,
+            optimizer: read_safetensors(&folder.join(OPTIMIZER))?,
+        })
+    }
+}
+
+/// How far the run of a checkpoint folder has come.
+pub fn read_progress(folder: &Path) -> Result<Progress> {
+    Ok(read_state(folder)?.progress)
+}
+
+/// The weights of a checkpoint folder that predictions are made with: the moving average where there is one.
+pub fn weights_file(folder: &Path) -> PathBuf {
+    let average = folder.join(AVERAGE);
+    if average.is_file() { average } else { folder.join(MODEL) }
+}
+
+/// Loads the weights of a checkpoint folder into a model, which must be the one that was trained.
+pub fn load_weights(folder: &Path, parameters: &crate::models::Parameters) -> Result<()> {
+    let path = weights_file(folder);
+    weights::load_into(parameters, &read_safetensors(&path)?)?.require_complete(&path.display().to_string())
+}
+
+fn read_state(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    let name = path.display().to_string();
+    let value = recipe::parse(&files::read_text(&path)?, &name)?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    let format = format.with_context(|| bad_input!("{name} is no checkpoint state: it has no `format`"))?;
+    if format != u64::from(FORMAT) {
+        bail_input!("{name} has checkpoint format {format}: this program reads format {FORMAT}");
+    }
+    recipe::typed(value, &name)
+}

@@ -1,0 +1,142 @@
+//! Sums on the device that become means where a line is logged, and which direction of a metric is better.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// A quantity summed over samples (or tokens) with what the sum is to be divided by.
+#[derive(Debug)]
+pub struct Sum {
+    /// Its name in logs: `accuracy`.
+    pub name: &'static str,
+    /// The sum over the batch: a scalar on the device.
+    pub total: Tensor,
+    /// Number of samples or tokens that it is over.
+    pub weight: f64,
+}
+
+/// Running sums by name. Totals stay on the device until [`Totals::means`] reads them.
+#[derive(Debug)]
+pub struct Totals {
+    device: Device,
+    sums: BTreeMap<&'static str, (Tensor, f64)>,
+}
+
+/// A total and its weight as a checkpoint keeps them.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct SavedSum {
+    total: f64,
+    weight: f64,
+}
+
+impl Totals {
+    /// No sums yet.
+    pub fn new(device: Device) -> Self {
+        Self { device, sums: BTreeMap::new() }
+    }
+
+    /// Adds a scalar; nothing is copied to the host.
+    pub fn add(&mut self, name: &'static str, total: &Tensor, weight: f64) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        match self.sums.get_mut(name) {
+            Some((running, running_weight)) => {
+                let _ = running.f_add_(&total.detach())?;
+                *running_weight += weight;
+            }
+            None => {
+                // Sums of float32 losses over an epoch need more than float32's digits; MPS has no float64.
+                let kind = if self.device == Device::Mps { Kind::Float } else { Kind::Double };
+                self.sums.insert(name, (total.detach().f_to_kind(kind)?.f_view([0i64; 0])?, weight));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every mean by name, copied to the host.
+    pub fn means(&self) -> Result<BTreeMap<String, f64>> {
+        self.sums
+            .iter()
+            .map(|(name, (total, weight))| Ok(((*name).to_owned(), total.f_double_value(&[])? / weight)))
+            .collect()
+    }
+
+    /// Forgets all sums.
+    pub fn clear(&mut self) {
+        self.sums.clear();
+    }
+
+    /// The sums for a checkpoint.
+    pub fn save(&self) -> Result<BTreeMap<String, SavedSum>> {
+        self.sums
+            .iter()
+            .map(|(name, (total, weight))| {
+                Ok(((*name).to_owned(), SavedSum { total: total.f_double_value(&[])?, weight: *weight }))
+            })
+            .collect()
+    }
+
+    /// Takes saved sums over.
+    pub fn load(&mut self, saved: &BTreeMap<String, SavedSum>) -> Result<()> {
+        self.sums.clear();
+        for (name, sum) in saved {
+            let total = Tensor::f_from_slice(&[sum.total])
+                .and_then(|total| total.f_view([0i64; 0]))
+                .and_then(|total| total.f_to_device(self.device))
+                .context("restoring a running sum")?;
+            self.sums.insert(intern(name), (total, sum.weight));
+        }
+        Ok(())
+    }
+}
+
+/// A static copy of a metric's name. Names are few and live as long as the run.
+fn intern(name: &str) -> &'static str {
+    Box::leak(name.to_owned().into_boxed_str())
+}
+
+/// Whether more of a metric is better: accuracy, F1, BLEU; not losses, errors, perplexities.
+pub fn larger_is_better(metric: &str) -> bool {
+    const SMALLER: [&str; 10] =
+        ["loss", "perplexity", "error", "mse", "mae", "rmse", "mape", "smape", "ter", "bits"];
+    !metric.split(['_', '-', '.']).any(|part| SMALLER.contains(&part))
+}
+
+/// Whether a value of a metric improves on the best so far by more than `min_delta`. The first value improves unless it is NaN.
+pub fn improves(metric: &str, value: f64, best: Option<f64>, min_delta: f64) -> bool {
+    match best {
+        None => !value.is_nan(),
+        Some(best) if larger_is_better(metric) => value > best + min_delta,
+        Some(best) => value < best - min_delta,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_divide_sums_by_weights_and_survive_saving() -> Result<()> {
+        let mut totals = Totals::new(Device::Cpu);
+        for (value, weight) in [(1.5f32, 2.0), (4.5, 1.0)] {
+            totals.add("loss", &Tensor::from(value), weight)?;
+        }
+        assert_eq!(totals.means()?["loss"], 2.0);
+        let saved = totals.save()?;
+        let mut restored = Totals::new(Device::Cpu);
+        restored.load(&saved)?;
+        totals.add("loss", &Tensor::from(0.3f32), 1.0)?;
+        restored.add("loss", &Tensor::from(0.3f32), 1.0)?;
+        assert_eq!(totals.means()?, restored.means()?);
+        Ok(())
+    }
+
+    #[test]
+    fn direction_follows_the_name() {
+        assert!(larger_is_better("accuracy") && larger_is_better("macro_f1"));
+        assert!(!larger_is_better("loss") && !larger_is_better("token_perplexity"));
+        assert!(improves("loss", 0.5, Some(0.6), 0.0) && !improves("loss", 0.55, Some(0.6), 0.1));
+        assert!(!improves("accuracy", f64::NAN, None, 0.0));
+    }
+}

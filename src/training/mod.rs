@@ -1,0 +1,14 @@
+//! Training: one loop that reads from top to bottom ([`trainer::train`]), and what it is made of.
+
+pub mod checkpoint;
+pub mod config;
+pub mod ema;
+pub mod evaluate;
+pub mod metrics;
+pub mod optimizer;
+pub mod precision;
+pub mod run;
+pub mod schedule;
+pub mod signals;
+pub mod step;
+pub mod trainer;

@@ -1,0 +1,155 @@
+//! One optimizer step: forward and backward over the micro-batches, then one update. The path that `train` ships and that benchmarks time.
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Kind, Tensor};
+
+use super::config::TrainingConfig;
+use super::ema::MovingAverage;
+use super::metrics::Totals;
+use super::optimizer::Optimizer;
+use super::precision::{LossScaler, Precision};
+use crate::data::Batch;
+use crate::distributed::Reducer;
+use crate::native::{TensorList, gradients};
+use crate::tasks::{Mode, Task};
+
+/// Everything that one update needs and changes besides the model.
+pub struct Stepper {
+    device: Device,
+    precision: Precision,
+    /// The trainable parameters, for operations on all gradients.
+    parameters: TensorList,
+    /// The update rule with its state.
+    pub optimizer: Optimizer,
+    /// Loss scaling, in float16.
+    pub scaler: Option<LossScaler>,
+    /// Averaged weights, where the recipe has them.
+    pub average: Option<MovingAverage>,
+    /// Sums since the last logged line.
+    pub totals: Totals,
+    penalty: (f64, f64),
+    clip_norm: Option<f64>,
+    clip_value: Option<f64>,
+    /// 2-norm of the latest gradients before clipping: a scalar on the device.
+    gradient_norm: Tensor,
+    /// Number of the first step with a loss or gradient that is not finite, or −1: on the device.
+    first_bad_step: Tensor,
+}
+
+impl Stepper {
+    /// Prepares optimizer, scaler and average for a task. `config` is resolved.
+    pub fn new<T: Task>(config: &TrainingConfig, task: &T) -> Result<Self> {
+        let device = task.parameters().device();
+        let trainable = task.parameters().trainable();
+        Ok(Self {
+            device,
+            precision: config.precision,
+            parameters: TensorList::new(trainable.iter().map(|(_, tensor)| tensor))?,
+            optimizer: Optimizer::new(config, &trainable)?,
+            scaler: LossScaler::new(config.precision, device)?,
+            average: config.ema.map(|decay| MovingAverage::new(decay, task.parameters())).transpose()?,
+            totals: Totals::new(device),
+            penalty: (config.l1, config.l2),
+            clip_norm: config.clip_norm,
+            clip_value: config.clip_value,
+            gradient_norm: Tensor::f_zeros([0i64; 0], (Kind::Float, device))?,
+            first_bad_step: Tensor::f_full([0i64; 0], -1, (Kind::Int64, device))?,
+        })
+    }
+
+    /// One update at learning rate `lr` from the micro-batches of one step. The loss is the mean over all of them and all processes: sums are divided once, by the
+    /// global weight.
+    pub fn step<T: Task>(
+        &mut self,
+        task: &mut T,
+        micro_batches: Vec<T::Batch>,
+        number: u64,
+        lr: f64,
+        reducer: &mut dyn Reducer,
+    ) -> Result<()> {
+        let weights = micro_batches
+            .iter()
+            .map(|batch| task.weight(batch, Mode::Train))
+            .collect::<Result<Vec<f64>>>()?;
+        let global_weight = reducer.sum(weights.iter().sum())?;
+        if global_weight <= 0.0 {
+            bail!("step {number}: no sample of the batch has a weight above 0, so its loss is undefined");
+        }
+        // Gradients are averaged over processes after the backward pass.
+        let share = reducer.world_size() as f64 / global_weight;
+        for (batch, weight) in micro_batches.into_iter().zip(weights) {
+            let batch = batch.to_device(self.device).context("moving a batch to the device")?;
+            let output = {
+                let _autocast = self.precision.autocast(self.device)?;
+                task.step(&batch, Mode::Train)?
+            };
+            let loss = output.loss_sum.f_mul_scalar(share)?;
+            let loss = match &self.scaler {
+                Some(scaler) => scaler.scale(&loss)?,
+                None => loss,
+            };
+            loss.f_backward().context("computing gradients")?;
+            let loss_sum = output.loss_sum.detach();
+            self.totals.add("loss", &loss_sum, weight)?;
+            for sum in &output.sums {
+                self.totals.add(sum.name, &sum.total, sum.weight)?;
+            }
+            gradients::watch_finite(&[&loss_sum], number as i64, &self.first_bad_step)?;
+        }
+        self.update(number, lr)
+    }
+
+    fn update(&mut self, number: u64, lr: f64) -> Result<()> {
+        if let Some(scaler) = &mut self.scaler {
+            scaler.unscale(&self.parameters)?;
+        }
+        let (l1, l2) = self.penalty;
+        if l1 > 0.0 || l2 > 0.0 {
+            gradients::add_penalty(&self.parameters, l1, l2)?;
+        }
+        self.gradient_norm = gradients::norm(&self.parameters)?;
+        if self.scaler.is_none() {
+            // With a scaler an overflow is expected now and then, and skipped.
+            gradients::watch_finite(&[&self.gradient_norm], number as i64, &self.first_bad_step)?;
+        }
+        if let Some(limit) = self.clip_value {
+            gradients::clip_by_value(&self.parameters, limit)?;
+        }
+        if let Some(limit) = self.clip_norm {
+            let norm = match self.clip_value {
+                Some(_) => &gradients::norm(&self.parameters)?,
+                None => &self.gradient_norm,
+            };
+            gradients::clip_by_norm(&self.parameters, norm, limit)?;
+        }
+        self.optimizer.step(lr, self.scaler.as_ref().map(LossScaler::found_inf))?;
+        if let Some(scaler) = &self.scaler {
+            scaler.update()?;
+        }
+        if let Some(average) = &self.average {
+            average.update()?;
+        }
+        gradients::clear(&self.parameters)
+    }
+
+    /// The 2-norm of the latest gradients before clipping, copied to the host.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        Ok(self.gradient_norm.f_double_value(&[])?)
+    }
+
+    /// The first step whose loss or gradients were not finite, copied to the host. In float16 also a loss scale that has sunk below any use,
+    /// which many overflows in a row cause.
+    pub fn first_bad_step(&self, latest: u64) -> Result<Option<u64>> {
+        let step = self.first_bad_step.f_int64_value(&[])?;
+        if step >= 0 {
+            return Ok(Some(step as u64));
+        }
+        match &self.scaler {
+            Some(scaler) if scaler.value()? < SMALLEST_SCALE => Ok(Some(latest)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A loss scale below this means that gradients overflow at any scale.
+const SMALLEST_SCALE: f64 = 1e-4;

@@ -1,0 +1,465 @@
+//! The training loop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use tch::Device;
+
+use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
+use super::config::TrainingConfig;
+use super::evaluate::{EvaluationSettings, evaluate};
+use super::metrics::{improves, larger_is_better};
+use super::run::RunFolder;
+use super::schedule::Schedule;
+use super::signals::Interrupt;
+use super::step::Stepper;
+use crate::data::loader::{Loader, LoaderConfig, Position};
+use crate::data::order::{Sampler, Shuffled};
+use crate::data::{Dataset, Splits};
+use crate::distributed::Reducer;
+use crate::error::Interrupted;
+use crate::native::random;
+use crate::recipe::nearest_hint;
+use crate::reporting::{EventWriter, Log, MetricsLog, Record, Split, Status, Values};
+use crate::tasks::Task;
+use crate::weights::{self, NamedTensors};
+use crate::{bad_input, bail_input};
+
+/// What the loop works with.
+pub struct Training<'a, T: Task, D: Dataset<Batch = T::Batch>> {
+    /// Model and loss.
+    pub task: &'a mut T,
+    /// Training and validation data.
+    pub data: &'a Splits<Arc<D>>,
+    /// The `training` section, resolved.
+    pub config: &'a TrainingConfig,
+    /// Where everything is written.
+    pub run: &'a RunFolder,
+    /// What people read.
+    pub log: &'a Log,
+    /// The other processes.
+    pub reducer: &'a mut dyn Reducer,
+    /// Whether to stop.
+    pub interrupt: &'a Interrupt,
+    /// Where this runs.
+    pub environment: Environment,
+}
+
+/// How a training ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The latest state.
+    pub progress: Progress,
+    /// Samples per second over all steps of this process, evaluation and saving not counted.
+    pub samples_per_second: Option<f64>,
+    /// Seconds since the run began, earlier processes included up to their last logged line.
+    pub wall_seconds: f64,
+}
+
+/// Trains until the last step, an early stop, or a signal.
+///
+/// Continues from the run's `last` checkpoint where there is one.
+///
+/// # Errors
+/// [`Interrupted`] after a signal, with everything saved; a loss or gradient that is not finite; a full disk. The last checkpoint is whole in each case.
+pub fn train<T, D>(training: Training<'_, T, D>) -> Result<Finished>
+where
+    T: Task,
+    D: Dataset<Batch = T::Batch>,
+{
+    let Training { task, data, config, run, log, reducer, interrupt, environment } = training;
+    let sampler = Shuffled { len: data.train.len(), batch_size: config.batch_size, seed: config.seed };
+    if data.train.is_empty() {
+        bail_input!("there is no sample to train on");
+    }
+    check_metric(config, task.metrics())?;
+
+    let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
+    let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
+    let schedule = Schedule::new(config, total, steps_per_epoch);
+    let mut stepper = Stepper::new(config, task)?;
+    let mut progress = Progress::default();
+    let mut metrics = MetricsLog::open(&run.file("metrics.jsonl"))?;
+    let mut events;
+    match run.last()? {
+        Some(checkpoint) => {
+            for difference in checkpoint.environment.differences(&environment) {
+                log.warning(format!(
+                    "resuming under other conditions ({difference}): results may differ in the last digits"
+                ));
+            }
+            progress = restore(checkpoint, task, &mut stepper)?;
+            metrics.truncate_to(progress.metrics_lines)?;
+            events = EventWriter::resume(run.path(), progress.step)?;
+            log.info(format!("resuming after step {} of {total}", progress.step));
+        }
+        None => {
+            metrics.truncate_to(0)?;
+            events = EventWriter::create(run.path())?;
+        }
+    }
+    let mut clock = Clock::after(&run.file("metrics.jsonl"), &progress)?;
+
+    let loader_config =
+        LoaderConfig { workers: config.workers.unwrap_or(1), ahead: 4, seed: config.seed, train: true };
+    let start = Position { epoch: progress.epoch, batch: progress.batch };
+    let mut loader = Loader::new(data.train.clone(), Arc::new(sampler), loader_config, start)?;
+    let bar = log.progress("training", progress.step, Some(total));
+
+    loop {
+        let step = progress.step;
+        let at_epoch_end = step > 0 && step.is_multiple_of(steps_per_epoch);
+        let stopped = |progress: &Progress| {
+            config.early_stop.is_some_and(|limit| progress.without_improvement >= limit)
+        };
+        let done = progress.step >= total || stopped(&progress);
+        let due = |every: Option<u64>| every.map_or(at_epoch_end, |every| step.is_multiple_of(every));
+
+        let mut is_best = false;
+        if let Some(validation) = &data.validation
+            && step > 0
+            && progress.evaluated_at != Some(step)
+            && (due(config.eval_every) || done)
+        {
+            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            let settings = EvaluationSettings::of(config);
+            let title = format!("validation after step {}", progress.step);
+            let evaluation_bar =
+                log.progress(&title, 0, Some(validation.len().div_ceil(settings.batch_size) as u64));
+            swap_average(&stepper)?;
+            let evaluation = evaluate(task, validation, settings, reducer, interrupt, &evaluation_bar);
+            swap_average(&stepper)?;
+            if let Some(evaluation) = evaluation? {
+                let scores = Scores {
+                    step: progress.step,
+                    epoch: progress.step as f64 / steps_per_epoch as f64,
+                    metrics: evaluation.metrics,
+                };
+                record(&mut metrics, &mut events, Split::Validation, &scores)?;
+                is_best = judge(&mut progress, scores, config, &schedule)?;
+                log.info(describe(&progress, is_best));
+            }
+        }
+        // An early stop is known only after the evaluation.
+        let done = progress.step >= total || stopped(&progress);
+        let interrupted = interrupt.asked();
+        if progress.step > 0 && (interrupted || done || is_best || due(config.save_every)) {
+            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            metrics.sync()?;
+            events.sync()?;
+            progress.metrics_lines = metrics.lines();
+            progress.window = stepper.totals.save()?;
+            let checkpoint = collect(&progress, &environment, task, &stepper)?;
+            run.save(&checkpoint, is_best, config.keep).context("saving a checkpoint")?;
+        }
+        if interrupted && !done {
+            return Err(anyhow!(Interrupted(match progress.step {
+                0 =>
+                    format!("interrupted before the first step: begin with --resume {}", run.path().display()),
+                step => {
+                    format!(
+                        "interrupted after step {step} and saved: continue with --resume {}",
+                        run.path().display()
+                    )
+                }
+            })));
+        }
+        if done {
+            break;
+        }
+
+        // Wait for the data.
+        let began = Instant::now();
+        let mut micro_batches = Vec::with_capacity(config.accumulate);
+        while micro_batches.len() < config.accumulate {
+            let loaded = loader.next()?;
+            progress.window_samples += loaded.samples.len() as u64;
+            micro_batches.push(loaded.batch);
+            progress.batch += 1;
+            if loaded.ends_epoch {
+                progress.epoch = loaded.epoch + 1;
+                progress.batch = 0;
+                break;
+            }
+        }
+        let waited = began.elapsed();
+
+        // Forward, backward, update.
+        let rate = schedule.rate(progress.step, &progress.plateau);
+        stepper.step(task, micro_batches, progress.step, rate, reducer)?;
+        progress.step += 1;
+        bar.advance(1);
+
+        // Tell.
+        let logged = progress.step.is_multiple_of(config.log_every) || progress.step == total;
+        if logged {
+            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            let mut values: Values = stepper.totals.means()?;
+            values.insert("lr".to_owned(), rate);
+            values.insert("grad_norm".to_owned(), stepper.gradient_norm()?);
+            if let Some(scaler) = &stepper.scaler {
+                values.insert("loss_scale".to_owned(), scaler.value()?);
+            }
+            stepper.totals.clear();
+            clock.step(began, waited);
+            let samples_per_second = clock.lap(progress.window_samples, &mut values);
+            progress.window_samples = 0;
+            bar.report(&Status {
+                step: progress.step,
+                loss: values.get("loss").copied().unwrap_or(f64::NAN),
+                learning_rate: rate,
+                samples_per_second,
+                tokens_per_second: None,
+            });
+            let scores = Scores {
+                step: progress.step,
+                epoch: progress.step as f64 / steps_per_epoch as f64,
+                metrics: values,
+            };
+            record(&mut metrics, &mut events, Split::Train, &scores)?;
+        } else {
+            clock.step(began, waited);
+        }
+    }
+    drop(bar);
+    if progress.step < total {
+        let best = progress.best.as_ref().map_or(0, |best| best.step);
+        log.info(format!("stopped early: {} has not improved since step {best}", config.metric));
+    }
+    Ok(Finished { samples_per_second: clock.average(), wall_seconds: clock.wall(), progress })
+}
+
+/// Refuses a metric that no evaluation will yield.
+fn check_metric(config: &TrainingConfig, known: &[&str]) -> Result<()> {
+    if !known.contains(&config.metric.as_str()) {
+        bail_input!(
+            "training.metric: there is no metric `{}`{}",
+            config.metric,
+            nearest_hint(&config.metric, known.iter().copied())
+        );
+    }
+    Ok(())
+}
+
+/// Puts the averaged weights in place of the trained ones, or back.
+fn swap_average(stepper: &Stepper) -> Result<()> {
+    stepper.average.as_ref().map_or(Ok(()), |average| average.swap())
+}
+
+/// Takes an evaluation into the progress and tells whether it is the best so far.
+fn judge(
+    progress: &mut Progress,
+    scores: Scores,
+    config: &TrainingConfig,
+    schedule: &Schedule,
+) -> Result<bool> {
+    let metric = &config.metric;
+    let value = *scores
+        .metrics
+        .get(metric)
+        .with_context(|| bad_input!("training.metric: the evaluation has no `{metric}`"))?;
+    let best = progress.best.as_ref().and_then(|best| best.metrics.get(metric).copied());
+    let is_best = improves(metric, value, best, 0.0);
+    // Patience has a reference of its own: small gains make a better checkpoint at once, and reset the patience once they add up.
+    if improves(metric, value, progress.patience_from, config.early_stop_min_delta) {
+        progress.patience_from = Some(value);
+        progress.without_improvement = 0;
+    } else {
+        progress.without_improvement += 1;
+    }
+    schedule.observe(value, larger_is_better(metric), &mut progress.plateau);
+    progress.evaluated_at = Some(scores.step);
+    if is_best {
+        progress.best = Some(scores.clone());
+    }
+    progress.latest = Some(scores);
+    Ok(is_best)
+}
+
+fn describe(progress: &Progress, is_best: bool) -> String {
+    let Some(latest) = &progress.latest else { return String::new() };
+    let listed: Vec<String> = latest
+        .metrics
+        .iter()
+        .map(|(name, value)| format!("{name} {}", crate::reporting::format::metric(name, *value)))
+        .collect();
+    let mark = if is_best { " (best so far)" } else { "" };
+    format!("epoch {:.2}, step {}: validation {}{mark}", latest.epoch, latest.step, listed.join(", "))
+}
+
+fn record(metrics: &mut MetricsLog, events: &mut EventWriter, split: Split, scores: &Scores) -> Result<()> {
+    let record = Record { split, step: scores.step, epoch: scores.epoch, values: scores.metrics.clone() };
+    metrics.append(&record)?;
+    events.record(&record)
+}
+
+/// Ends the run if a loss or gradient was not finite, naming the first bad step and its samples. Read before each line and each save, so that
+/// nothing that came of it reaches the disk.
+fn refuse_non_finite<D: Dataset>(
+    stepper: &Stepper,
+    progress: &Progress,
+    sampler: &Shuffled,
+    config: &TrainingConfig,
+    data: &D,
+) -> Result<()> {
+    let Some(step) = stepper.first_bad_step(progress.step.saturating_sub(1))? else { return Ok(()) };
+    let batches = sampler.batches_per_epoch();
+    let steps_per_epoch = batches.div_ceil(config.accumulate) as u64;
+    let plan = sampler.plan(step / steps_per_epoch)?;
+    let first = (step % steps_per_epoch) as usize * config.accumulate;
+    let last = (first + config.accumulate).min(batches);
+    let samples: Vec<String> = (first..last)
+        .flat_map(|batch| plan.batch(batch))
+        .take(8)
+        .map(|&sample| data.describe(sample))
+        .collect();
+    Err(anyhow!(
+        "the loss or its gradient became infinite or NaN in step {} (batch of {}, …): the checkpoint before it is kept; lower the learning rate, clip \
+         gradients (--clip-norm 1) or look at these samples",
+        step + 1,
+        samples.join(", ")
+    ))
+}
+
+/// Everything a checkpoint holds.
+fn collect<T: Task>(
+    progress: &Progress,
+    environment: &Environment,
+    task: &T,
+    stepper: &Stepper,
+) -> Result<Checkpoint> {
+    let device = task.parameters().device();
+    let mut optimizer: NamedTensors = stepper.optimizer.state();
+    for device in generators(device) {
+        optimizer.insert(generator_name(device), random::rng_state(device)?);
+    }
+    if let Some(scaler) = &stepper.scaler {
+        for (name, tensor) in scaler.state() {
+            optimizer.insert(format!("scaler.{name}"), tensor.shallow_clone());
+        }
+    }
+    for (name, tensor) in task.state()? {
+        optimizer.insert(format!("task.{name}"), tensor);
+    }
+    Ok(Checkpoint {
+        progress: progress.clone(),
+        environment: environment.clone(),
+        model: weights::tensors_of(task.parameters()),
+        average: stepper.average.as_ref().map(|average| average.tensors()),
+        optimizer,
+    })
+}
+
+/// Puts a checkpoint's state into task and stepper.
+fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper) -> Result<Progress> {
+    let Checkpoint { progress, model, average, mut optimizer, .. } = checkpoint;
+    let device = task.parameters().device();
+    if let Some(moving) = &stepper.average {
+        // The average takes its values through the model, whose own follow below.
+        let average = average.with_context(|| {
+            bad_input!("the checkpoint has no ema.safetensors, but the recipe averages weights")
+        })?;
+        weights::load_into(task.parameters(), &average)?
+            .require_complete("the checkpoint's ema.safetensors")?;
+        moving.swap()?;
+    }
+    weights::load_into(task.parameters(), &model)?.require_complete("the checkpoint's model.safetensors")?;
+    for device in generators(device) {
+        // A run that moves to another kind of device has no state for its generator: it begins at the seed.
+        if let Some(state) = optimizer.remove(&generator_name(device)) {
+            random::set_rng_state(device, &state)?;
+        }
+    }
+    optimizer.retain(|name, _| !name.starts_with("rng."));
+    if let Some(scaler) = &mut stepper.scaler {
+        let mut saved = |name: &str| {
+            optimizer
+                .remove(&format!("scaler.{name}"))
+                .with_context(|| bad_input!("the checkpoint has no loss scale"))
+        };
+        scaler.load_state(&saved("scale")?, &saved("growth_tracker")?)?;
+    }
+    let task_state = optimizer.extract_if(.., |name, _| name.starts_with("task."));
+    let task_state = task_state.map(|(name, tensor)| (name["task.".len()..].to_owned(), tensor)).collect();
+    task.load_state(task_state)?;
+    stepper.optimizer.load_state(&mut optimizer)?;
+    stepper.totals.load(&progress.window)?;
+    Ok(progress)
+}
+
+/// The devices whose random numbers a run draws.
+fn generators(device: Device) -> Vec<Device> {
+    match device {
+        Device::Cpu => vec![Device::Cpu],
+        other => vec![Device::Cpu, other],
+    }
+}
+
+fn generator_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "rng.cpu".to_owned(),
+        Device::Cuda(_) => "rng.cuda".to_owned(),
+        Device::Mps => "rng.mps".to_owned(),
+        Device::Vulkan => "rng.vulkan".to_owned(),
+    }
+}
+
+/// Where the time goes.
+struct Clock {
+    began: Instant,
+    /// Seconds of earlier processes of this run.
+    before: f64,
+    lap: std::time::Duration,
+    lap_waited: std::time::Duration,
+    total: std::time::Duration,
+    samples: u64,
+}
+
+impl Clock {
+    /// A clock that goes on from the last line of an earlier process.
+    fn after(metrics: &std::path::Path, progress: &Progress) -> Result<Self> {
+        let before = match progress.step {
+            0 => 0.0,
+            _ => {
+                let seconds = |record: &Record| record.values.get("seconds").copied();
+                crate::reporting::read_metrics(metrics)?.iter().rev().find_map(seconds).unwrap_or(0.0)
+            }
+        };
+        Ok(Self {
+            began: Instant::now(),
+            before,
+            lap: Default::default(),
+            lap_waited: Default::default(),
+            total: Default::default(),
+            samples: 0,
+        })
+    }
+
+    fn step(&mut self, began: Instant, waited: std::time::Duration) {
+        self.lap += began.elapsed();
+        self.lap_waited += waited;
+    }
+
+    /// Closes a lap: adds its rates to the values and returns samples per second.
+    fn lap(&mut self, samples: u64, values: &mut BTreeMap<String, f64>) -> f64 {
+        let seconds = self.lap.as_secs_f64().max(1e-9);
+        let rate = samples as f64 / seconds;
+        values.insert("samples_per_second".to_owned(), rate);
+        values.insert("data_wait".to_owned(), self.lap_waited.as_secs_f64() / seconds);
+        values.insert("seconds".to_owned(), self.wall());
+        self.total += std::mem::take(&mut self.lap);
+        self.lap_waited = Default::default();
+        self.samples += samples;
+        rate
+    }
+
+    fn average(&self) -> Option<f64> {
+        (self.samples > 0).then(|| self.samples as f64 / self.total.as_secs_f64())
+    }
+
+    fn wall(&self) -> f64 {
+        self.before + self.began.elapsed().as_secs_f64()
+    }
+}
