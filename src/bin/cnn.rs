@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tch_suite::cli::cnn::Cnn;
+use tch_suite::cli::cnn::{BatchesArgs, Cnn, write_batches};
 use tch_suite::cli::{self, CommonVerb};
 
 #[derive(Parser)]
@@ -16,10 +16,13 @@ struct Arguments {
 enum Verb {
     #[command(flatten)]
     Common(CommonVerb),
+    /// Write the first training batches as the network sees them, to compare with another framework's
+    Batches(BatchesArgs),
 }
 
 fn main() -> ExitCode {
     cli::main::<Arguments, Cnn>(|arguments| match arguments.verb {
         Verb::Common(verb) => cli::run_common::<Cnn>(verb),
+        Verb::Batches(arguments) => write_batches(&arguments),
     })
 }

@@ -20,6 +20,8 @@ pub enum CommonVerb {
     Export(ExportArgs),
     /// What is in a run, a weights file or an architecture
     Info(InfoArgs),
+    /// Runs side by side: what differs in their recipes, their metrics, their curves
+    Compare(CompareArgs),
     /// List the recipes, or print one
     Recipes(RecipesArgs),
     /// Check libtorch, devices, threads and memory settings
@@ -119,6 +121,12 @@ pub struct TrainArgs {
     /// Set any key of the recipe, as in training.optimizer.momentum=0.9; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Leave out image files that cannot be decoded, and say how many
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Measure where the time goes: a table, and trace.json in the run for Chrome or Perfetto
+    #[arg(long)]
+    pub profile: bool,
     /// Print the resolved recipe and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -245,6 +253,20 @@ pub enum ExportFormat {
     Safetensors,
 }
 
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Run folders
+    #[arg(value_name = "RUN", required = true, num_args = 2..)]
+    pub runs: Vec<PathBuf>,
+    /// Write a report with the curves of all runs
+    #[arg(long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = EvalFormat::Table)]
+    pub format: EvalFormat,
+}
+
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
@@ -313,6 +335,7 @@ impl TrainArgs {
         put(&mut list, "data.val_fraction", &self.val_fraction);
         put(&mut list, "training.workers", &self.workers);
         put(&mut list, "training.deterministic", &self.deterministic.then_some(true));
+        put(&mut list, "data.skip_bad", &self.skip_bad.then_some(true));
         self.device.settings(&mut list);
         list
     }

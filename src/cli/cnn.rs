@@ -4,21 +4,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
+use clap::Args;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::args::TrainArgs;
 use super::family::{Family, FamilyRecipe, Network, Prediction};
+use super::session;
 use crate::bail_input;
-use crate::data::images::{ImageDataConfig, ImageDataset, MNIST_MINI, decode_file};
+use crate::data::decode::ImageForm;
+use crate::data::images::{ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
+use crate::data::loader::{Loader, LoaderConfig, Position};
+use crate::data::order::Shuffled;
 use crate::data::{Dataset, Splits};
 use crate::models::Parameters;
 use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
-use crate::reporting::{ClassScores, ConfusionMatrix, Example, Report, Sample, png_thumbnail};
+use crate::reporting::{
+    ClassScores, ConfusionMatrix, Example, Log, Report, Sample, Verbosity, png_thumbnail,
+};
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification};
 use crate::tasks::{Evaluation, Mode, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights};
+use crate::weights::{NamedTensors, write_safetensors};
 
 /// Image classification.
 pub struct Cnn;
@@ -39,7 +48,20 @@ impl Family for Cnn {
     type Task = ImageClassification;
 
     fn presets() -> &'static [Preset] {
-        presets!["lenet5-mnist-mini", "lenet5-mnist", "mlp-mnist"]
+        presets![
+            "lenet5-mnist-mini",
+            "lenet5-mnist",
+            "mlp-mnist",
+            "keras-cnn-cifar10",
+            "torch-cnn-cifar10",
+            "resnet20-cifar10",
+            "resnet32-cifar10",
+            "resnet44-cifar10",
+            "resnet56-cifar10",
+            "resnet18",
+            "resnet34",
+            "resnet50",
+        ]
     }
 
     fn models() -> Vec<&'static str> {
@@ -58,34 +80,40 @@ impl Family for Cnn {
         recipe.data.validate()
     }
 
-    fn open(recipe: &mut FamilyRecipe<Self>) -> Result<Splits<Arc<ImageDataset>>> {
+    fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<ImageDataset>>> {
         recipe.data.resolve()?;
-        let splits = recipe.data.open(recipe.training.seed)?;
-        let [channels, height, width] = splits.train.shape().map(|size| size as i64);
+        let OpenedImages { splits, form, classes: names, warnings } =
+            recipe.data.open(recipe.training.seed)?;
+        for warning in warnings {
+            log.warning(warning);
+        }
+        let (channels, size) = (form.channels as i64, form.size.map(|side| side as i64));
         let model = &mut recipe.model;
-        let largest_label = splits.train.labels().max().unwrap_or(0);
-        let classes = *model.num_classes.get_or_insert(largest_label + 1);
+        let known = names.as_ref().or(recipe.data.classes.as_ref()).map(|names| names.len() as i64);
+        let known = known.or_else(|| splits.train.labels().max().map(|largest| largest + 1));
+        let classes = *model.num_classes.get_or_insert(known.unwrap_or(1));
         if *model.in_channels.get_or_insert(channels) != channels {
             bail_input!(
                 "model.in_channels is {:?} but the images have {channels} channels",
                 model.in_channels
             );
         }
-        if *model.image_size.get_or_insert([height, width]) != [height, width] {
-            bail_input!("model.image_size is {:?} but the images are {height} × {width}", model.image_size);
+        if *model.image_size.get_or_insert(size) != size {
+            let [height, width] = size;
+            bail_input!(
+                "the model takes {:?} pixels but the images are {height} × {width}",
+                model.image_size.unwrap_or(size)
+            );
         }
-        let parts = [
-            ("training", Some(&splits.train)),
-            ("validation", splits.validation.as_ref()),
-            ("test", splits.test.as_ref()),
-        ];
-        for (name, part) in parts {
-            part.map_or(Ok(()), |part| part.check_labels(name, classes))?;
+        for part in
+            [Some(&splits.train), splits.validation.as_ref(), splits.test.as_ref()].into_iter().flatten()
+        {
+            part.check_labels(classes)?;
         }
-        let names =
-            recipe.data.classes.get_or_insert_with(|| (0..classes).map(|class| class.to_string()).collect());
+        let numbers = || (0..classes).map(|class| class.to_string()).collect();
+        let names = recipe.data.classes.get_or_insert_with(|| names.unwrap_or_else(numbers));
         if names.len() as i64 != classes {
-            bail_input!("data.classes names {} classes but model.num_classes is {classes}", names.len());
+            bail_input!("the data have {} classes but model.num_classes is {classes}", names.len());
         }
         if recipe.training.class_weights == Some(ClassWeights::Rule(BalancedRule::Balanced)) {
             recipe.training.class_weights =
@@ -148,11 +176,13 @@ impl Family for Cnn {
         let shape = recipe.model.shape()?;
         let device = task.parameters().device();
         let _inference = InferenceMode::enter()?;
+        let form =
+            ImageForm { channels: shape.channels as usize, size: shape.size.map(|side| side as usize) };
         let mut predictions = Vec::with_capacity(inputs.len());
         for paths in inputs.chunks(recipe.training.eval_batch_size()) {
             let mut pixels = Vec::new();
             for path in paths {
-                pixels.extend(decode_file(path, shape.channels, shape.size)?);
+                decode_file(path, form, &mut pixels)?;
             }
             let size = [paths.len() as i64, shape.channels, shape.size[0], shape.size[1]];
             let batch = Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?.f_to_device(device)?;
@@ -201,6 +231,42 @@ impl Family for Cnn {
     }
 }
 
+/// Arguments of `batches`.
+#[derive(Debug, Args)]
+pub struct BatchesArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// How many batches
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    count: usize,
+    /// The safetensors file to write: images.0, labels.0, …
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// `batches`: the first training batches of a recipe, augmented and normalised, in a file. `images.N` is `[batch, channels, height, width]`
+/// float32, `labels.N` `[batch]` int64.
+pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
+    let log = Log::new(Verbosity::from_flags(arguments.train.quiet, true));
+    let mut recipe = session::new_recipe::<Cnn>(&arguments.train)?;
+    session::prepare(&mut recipe.training)?;
+    let splits = Cnn::open(&mut recipe, &log)?;
+    let normalisation = recipe.data.normalisation(splits.train.form().channels)?;
+    let config = &recipe.training;
+    let sampler = Shuffled { len: splits.train.len(), batch_size: config.batch_size, seed: config.seed };
+    let loading = LoaderConfig { workers: 1, ahead: 2, seed: config.seed, train: true };
+    let mut loader = Loader::new(splits.train, Arc::new(sampler), loading, Position { epoch: 0, batch: 0 })?;
+    let mut tensors = NamedTensors::new();
+    for number in 0..arguments.count {
+        let batch = loader.next_batch()?.batch;
+        tensors.insert(format!("images.{number}"), normalisation.apply(&batch.images)?);
+        tensors.insert(format!("labels.{number}"), batch.labels);
+    }
+    write_safetensors(&arguments.file, &tensors)?;
+    log.result(format!("wrote {} batches to {}", arguments.count, arguments.file.display()));
+    Ok(())
+}
+
 /// scikit-learn's `class_weight="balanced"`: samples / (classes · samples of the class); 0 for a class without samples.
 fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
     let mut counts = vec![0u64; classes];
@@ -215,17 +281,18 @@ fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
 /// Samples that the evaluation picked out, with their pictures.
 fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec<Example>> {
     const LARGEST_SIDE: u32 = 96;
-    let [channels, height, width] = data.shape();
+    let ImageForm { channels, size: [height, width] } = data.form();
     let mut list = Vec::new();
     for one in picked.as_array().into_iter().flatten() {
         let number = |key: &str| one[key].as_u64().unwrap_or_default() as usize;
         let name = |class: usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
         let sample = number("sample");
-        let planes = data.image(sample);
+        let mut planes = Vec::new();
+        data.append_image(sample, &mut planes)?;
         // [channel, pixel] to [pixel, channel]
-        let interleaved: Vec<u8> = (0..height * width)
-            .flat_map(|pixel| (0..channels).map(move |channel| planes[channel * height * width + pixel]))
-            .collect();
+        let plane = height * width;
+        let pixel = |pixel: usize| (0..channels).map(move |channel| channel * plane + pixel);
+        let interleaved: Vec<u8> = (0..plane).flat_map(pixel).map(|position| planes[position]).collect();
         list.push(Example {
             input: Sample::Png(png_thumbnail(
                 &interleaved,

@@ -25,8 +25,9 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
         }
         session.recipe = recipe::typed(value, "--data")?;
     }
+    let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let mut recipe = session.recipe.clone();
-    let splits = F::open(&mut recipe)?;
+    let splits = F::open(&mut recipe, &log)?;
     let (part, data) = match arguments.split {
         Some(Part::Train) => (Part::Train, Some(splits.train)),
         Some(Part::Validation) => (Part::Validation, splits.validation),
@@ -37,7 +38,6 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     let name = format!("{part:?}").to_lowercase();
     let data = data.ok_or_else(|| bad_input!("the data have no {name} part; choose another --split"))?;
 
-    let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let bar = log.progress(&name, 0, None);
     let settings = EvaluationSettings::of(&recipe.training);
     let evaluation =

@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 
 use crate::data::{Dataset, Splits};
 use crate::recipe::{Preset, Recipe};
-use crate::reporting::Report;
+use crate::reporting::{Log, Report};
 use crate::tasks::{Evaluation, Task};
 
 /// A family's recipe.
@@ -56,7 +56,7 @@ pub trait Family: Sized {
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()>;
 
     /// Opens the data and writes into the recipe what they decide: number of classes, image size, class weights.
-    fn open(recipe: &mut FamilyRecipe<Self>) -> Result<Splits<Arc<Self::Dataset>>>;
+    fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Self::Dataset>>>;
 
     /// Makes the model of a complete recipe with fresh weights, drawn from libtorch's default generator.
     fn build(recipe: &FamilyRecipe<Self>, device: Device) -> Result<Self::Task>;

@@ -10,6 +10,7 @@ use super::args::InfoArgs;
 use super::family::Family;
 use super::print;
 use super::session::trained_recipe;
+use super::table::align;
 use crate::models::summary::{LayerRow, layers_of};
 use crate::reporting;
 use crate::training::checkpoint::read_progress;
@@ -89,7 +90,7 @@ fn layer_table<F: Family>(model: &F::Model) -> Result<String> {
     let mut table = vec![head];
     table.extend(rows.iter().map(cells));
     table.push(total);
-    Ok(align(&table))
+    Ok(align(&table, 3))
 }
 
 fn weights_file(path: &Path) -> Result<()> {
@@ -110,19 +111,5 @@ fn weights_file(path: &Path) -> Result<()> {
         format!("{} tensors", tensors.len()),
         reporting::format::count(numbers),
     ]);
-    print(&align(&table))
-}
-
-/// Columns of equal width; those of numbers to the right.
-fn align<const COLUMNS: usize>(table: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-    let line = |row: &[String; COLUMNS]| {
-        let cell = |(column, text): (usize, &String)| match column < 3 {
-            true => format!("{text:width$}", width = widths[column]),
-            false => format!("{text:>width$}", width = widths[column]),
-        };
-        row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    table.iter().map(line).collect::<Vec<_>>().join("\n")
+    print(&align(&table, 3))
 }

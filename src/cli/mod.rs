@@ -4,6 +4,7 @@
 
 mod args;
 pub mod cnn;
+mod compare;
 mod doctor;
 mod eval;
 mod export;
@@ -12,6 +13,7 @@ mod info;
 mod predict;
 mod recipes;
 mod session;
+mod table;
 mod train;
 
 pub use args::{CommonVerb, DeviceArgs, RunArgs, TrainArgs};
@@ -59,6 +61,7 @@ pub fn run_common<F: Family>(verb: CommonVerb) -> Result<()> {
         CommonVerb::Predict(arguments) => predict::run::<F>(&arguments),
         CommonVerb::Export(arguments) => export::run::<F>(&arguments),
         CommonVerb::Info(arguments) => info::run::<F>(&arguments),
+        CommonVerb::Compare(arguments) => compare::run(&arguments),
         CommonVerb::Recipes(arguments) => recipes::run::<F>(&arguments),
         CommonVerb::Doctor(arguments) => doctor::run(&arguments),
     }

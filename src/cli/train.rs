@@ -32,7 +32,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         None => session::new_recipe::<F>(arguments)?,
     };
     let device = session::prepare(&mut recipe.training)?;
-    let data = F::open(&mut recipe)?;
+    let data = F::open(&mut recipe, &log)?;
     if arguments.dry_run {
         return print(&serde_json::to_string_pretty(&recipe)?);
     }
@@ -58,6 +58,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         reducer: &mut SingleProcess,
         interrupt: &interrupt,
         environment: environment.clone(),
+        profile: arguments.profile,
     })?;
     conclude::<F>(
         &Conclusion { recipe: &recipe, data: &data, folder: &folder, log: &log, interrupt: &interrupt },

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
 
-use super::images::ImageStore;
+use super::decode::ImageForm;
+use super::image_source::ImageStore;
 use crate::{bail_input, files};
 
 const IMAGES: u32 = 2051;
@@ -55,8 +56,10 @@ pub fn parse(images_name: &str, images: &[u8], labels_name: &str, labels: &[u8])
     if count != label_count {
         bail_input!("{images_name} holds {count} images but {labels_name} holds {label_count} labels");
     }
+    let form = ImageForm { channels: 1, size: [height, width] };
     ImageStore::new(
-        [1, height, width],
+        images_name,
+        form,
         pixels.to_vec(),
         labels.iter().map(|&label| i64::from(label)).collect(),
     )
@@ -136,7 +139,7 @@ mod tests {
     #[test]
     fn whole_files_are_read_and_damaged_ones_refused() -> Result<()> {
         let store = parse("images", &image_file(3, 4), "labels", &label_file(3))?;
-        assert_eq!((store.len(), store.shape()), (3, [1, 4, 4]));
+        assert_eq!(store.form(), ImageForm { channels: 1, size: [4, 4] });
         assert_eq!(store.labels(), [0, 1, 2]);
         assert!(refusal(&image_file(3, 4)[..40], &label_file(3)).contains("3 × 4 × 4 bytes, 24 follow"));
         assert!(refusal(&image_file(3, 4)[..6], &label_file(3)).contains("ends in its header"));

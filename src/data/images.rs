@@ -1,15 +1,19 @@
-//! Labelled images in memory as bytes, the batches made of them, and single images decoded for prediction.
+//! The `data` section of image recipes, data sets of labelled images over any source, and the batches made of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use image::imageops::FilterType;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::augment::AugmentConfig;
+use super::decode::{ImageForm, decode};
+use super::image_list::{is_list, read_list};
+use super::image_source::{EncodedImages, ImageSource, ImageStore};
+use super::image_tree::{LabelledImages, Part, is_image_name, member_names, read_archives, read_folder};
 use super::order::hold_out;
-use super::{Batch, Dataset, Draw, Splits, idx};
+use super::{Batch, Dataset, Draw, Splits, cifar, idx};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input, files};
 
@@ -17,26 +21,56 @@ use crate::{bad_input, bail_input, files};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageDataConfig {
-    /// `mnist-mini` (compiled in), `idx` (a folder in MNIST's format), or `auto`: what the path turns out to be.
-    #[serde(default = "auto")]
-    pub format: String,
+    /// What is at `path`, or the compiled-in `mnist-mini`.
+    #[serde(default)]
+    pub format: ImageFormat,
     /// Where the data are; not for compiled-in sets.
     pub path: Option<PathBuf>,
     /// Share of the training part held out for validation where the set has no validation part of its own; 0 for none.
     #[serde(default = "a_tenth")]
     pub val_fraction: f64,
-    /// Names of the classes in the order of their numbers; the numbers themselves if left out.
+    /// Share of the training part held out for the test where the set has no test part of its own; 0 for none.
+    #[serde(default)]
+    pub test_fraction: f64,
+    /// Names of the classes in the order of their numbers; those of the data if left out.
     pub classes: Option<Vec<String>>,
+    /// 1 for grey, 3 for colour; the data's own, or 3 for image files, if left out.
+    pub channels: Option<usize>,
+    /// Height and width that images are scaled and cut to; their own, which must then be one, if left out.
+    pub image_size: Option<[usize; 2]>,
     /// Mean of each channel, of values in 0..1, subtracted from the input. One value serves all channels.
     #[serde(default = "zero")]
     pub mean: Vec<f64>,
     /// What the input is divided by after that, likewise.
     #[serde(default = "one")]
     pub std: Vec<f64>,
+    /// Variations of training images.
+    #[serde(default)]
+    pub augment: AugmentConfig,
+    /// Leave out image files that cannot be decoded, after looking at all of them once, instead of stopping at the first.
+    #[serde(default)]
+    pub skip_bad: bool,
 }
 
-fn auto() -> String {
-    "auto".to_owned()
+/// Forms of image data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// Whatever the path turns out to be.
+    #[default]
+    Auto,
+    /// The compiled-in part of MNIST: 10,000 training and 2,000 test images (`assets/README.md`).
+    MnistMini,
+    /// A folder of MNIST's files.
+    Idx,
+    /// CIFAR's binary files: a folder, an archive or one file.
+    Cifar,
+    /// Folders that name classes.
+    Folder,
+    /// Tar archives of such folders, or of WebDataset samples.
+    Tar,
+    /// A table of files: CSV, TSV or JSON lines.
+    List,
 }
 
 fn a_tenth() -> f64 {
@@ -51,15 +85,13 @@ fn one() -> Vec<f64> {
     vec![1.0]
 }
 
-/// The compiled-in part of MNIST: 10,000 training and 2,000 test images (`assets/README.md`).
+/// The name of the compiled-in set on the command line.
 pub const MNIST_MINI: &str = "mnist-mini";
-const IDX: &str = "idx";
-const FORMATS: [&str; 3] = ["auto", MNIST_MINI, IDX];
 
 macro_rules! mnist_mini_part {
     ($part:literal) => {
         idx::parse(
-            concat!("mnist-mini ", $part, " images"),
+            concat!("mnist-mini ", $part),
             include_bytes!(concat!("../../assets/mnist-mini/", $part, "-images-idx3-ubyte.gz")),
             concat!("mnist-mini ", $part, " labels"),
             include_bytes!(concat!("../../assets/mnist-mini/", $part, "-labels-idx1-ubyte.gz")),
@@ -67,80 +99,186 @@ macro_rules! mnist_mini_part {
     };
 }
 
+/// The parts of a source, before validation samples are held out.
+struct Opened {
+    train: Arc<dyn ImageSource>,
+    validation: Option<Arc<dyn ImageSource>>,
+    test: Option<Arc<dyn ImageSource>>,
+    /// Names of the classes, where the data give them.
+    classes: Option<Vec<String>>,
+    warnings: Vec<String>,
+}
+
+/// A data set ready to train on, with what it found out about itself.
+pub struct OpenedImages {
+    /// Training, validation and test part.
+    pub splits: Splits<ImageDataset>,
+    /// Channels and size of every image.
+    pub form: ImageForm,
+    /// Names of the classes, where the data give them.
+    pub classes: Option<Vec<String>>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
 impl ImageDataConfig {
     /// Checks every value on its own.
     pub fn validate(&self) -> Result<()> {
-        if !FORMATS.contains(&self.format.as_str()) {
-            bail_input!(
-                "data.format: there is no format `{}`{}",
-                self.format,
-                nearest_hint(&self.format, FORMATS)
-            );
-        }
-        if self.format == MNIST_MINI && self.path.is_some() {
+        if self.format == ImageFormat::MnistMini && self.path.is_some() {
             bail_input!(
                 "data.path: {MNIST_MINI} is compiled in and has no path; leave out --data or set data.format"
             );
         }
-        if self.format != MNIST_MINI && self.path.is_none() {
+        if self.format != ImageFormat::MnistMini && self.path.is_none() {
             bail_input!("data.path is missing: give --data DIR");
         }
-        if !(0.0..1.0).contains(&self.val_fraction) {
-            bail_input!("data.val_fraction is {}: it must be at least 0 and below 1", self.val_fraction);
+        for (key, value) in [("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)] {
+            if !(0.0..1.0).contains(&value) {
+                bail_input!("data.{key} is {value}: it must be at least 0 and below 1");
+            }
         }
-        if self.mean.is_empty() || self.std.is_empty() || self.std.iter().any(|&value| value <= 0.0) {
+        if self.channels.is_some_and(|channels| ![1, 3].contains(&channels)) {
+            bail_input!("data.channels must be 1 (grey) or 3 (colour)");
+        }
+        if self.image_size.is_some_and(|size| size.contains(&0)) {
+            bail_input!("data.image_size must be at least 1 × 1");
+        }
+        if self.mean.is_empty()
+            || self.std.is_empty()
+            || self.std.iter().any(|&value| value.is_nan() || value <= 0.0)
+        {
             bail_input!("data.mean and data.std need a value per channel (or one for all), std above 0");
         }
-        Ok(())
+        self.augment.validate()
     }
 
     /// Finds out the format of the path, and makes the path absolute so that the run can be resumed from another folder.
     pub fn resolve(&mut self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let path = path.canonicalize().map_err(|error| files::cannot_read(path, &error))?;
-        if self.format == "auto" {
-            if !idx::is_idx_folder(&path) {
-                bail_input!(
-                    "data.path: {} holds no images that are known here (train-images-idx3-ubyte[.gz] and its labels)",
-                    path.display()
-                );
-            }
-            self.format = IDX.to_owned();
+        if self.format == ImageFormat::Auto {
+            self.format = detect(&path)?;
         }
         self.path = Some(path);
         Ok(())
     }
 
-    /// Opens the parts of the data set.
-    pub fn open(&self, seed: u64) -> Result<Splits<ImageDataset>> {
-        let (train, test) = match (self.format.as_str(), &self.path) {
-            (MNIST_MINI, _) => (mnist_mini_part!("train")?, Some(mnist_mini_part!("t10k")?)),
-            (_, Some(path)) => {
-                let part = |name: &str| idx::read_part(path, name);
-                let train = part("train")?.with_context(|| {
-                    bad_input!("{} holds no train-images-idx3-ubyte[.gz]", path.display())
-                })?;
-                (train, part("t10k")?)
-            }
-            (_, None) => bail_input!("data.path is missing: give --data DIR"),
-        };
-        if let Some(test) = &test
-            && test.shape() != train.shape()
+    /// Opens the parts of the data set. `names` are the classes that a trained model knows, which the data must then have too.
+    pub fn open(&self, seed: u64) -> Result<OpenedImages> {
+        let opened = self.open_source()?;
+        if let (Some(known), Some(found)) = (&self.classes, &opened.classes)
+            && known != found
         {
-            bail_input!(
-                "training images are {:?} but test images {:?} (channels, height, width)",
-                train.shape(),
-                test.shape()
+            let different = known.iter().zip(found).find(|(known, found)| known != found);
+            let example = different.map_or_else(
+                || format!("{} classes against {}", found.len(), known.len()),
+                |(known, found)| format!("`{found}` where `{known}` is expected"),
             );
+            bail_input!("the classes of the data are not those of the run: {example}");
         }
-        let train = Arc::new(train);
-        let (learned, held_out) = hold_out(train.len(), self.val_fraction, seed)?;
-        let validation =
-            (!held_out.is_empty()).then(|| ImageDataset { store: train.clone(), samples: held_out });
-        Ok(Splits {
-            train: ImageDataset { store: train, samples: learned },
-            validation,
-            test: test.map(ImageDataset::whole),
+        let form = self.form(opened.train.as_ref())?;
+        let augment = Arc::new(self.augment.clone());
+        let free_size = self.image_size.is_some();
+        let dataset = |source: &Arc<dyn ImageSource>, samples: Vec<usize>| ImageDataset {
+            source: source.clone(),
+            samples,
+            form,
+            free_size,
+            augment: augment.clone(),
+        };
+        let whole = |source: &Arc<dyn ImageSource>| dataset(source, (0..source.len()).collect());
+
+        let mut learned: Vec<usize> = (0..opened.train.len()).collect();
+        let mut take = |fraction: f64, seed: u64| -> Result<Option<ImageDataset>> {
+            let (kept, held_out) = hold_out(learned.len(), fraction, seed)?;
+            let pick = |positions: Vec<usize>| {
+                positions.into_iter().map(|position| learned[position]).collect::<Vec<_>>()
+            };
+            let held_out = pick(held_out);
+            learned = pick(kept);
+            Ok((!held_out.is_empty()).then(|| dataset(&opened.train, held_out)))
+        };
+        let test = match &opened.test {
+            Some(source) => Some(whole(source)),
+            // Another seed, or the same samples would be first in both draws.
+            None => take(self.test_fraction, seed.wrapping_add(1))?,
+        };
+        let validation = match &opened.validation {
+            Some(source) => Some(whole(source)),
+            None => take(self.val_fraction, seed)?,
+        };
+        let train = dataset(&opened.train, learned);
+        Ok(OpenedImages {
+            splits: Splits { train, validation, test },
+            form,
+            classes: opened.classes,
+            warnings: opened.warnings,
+        })
+    }
+
+    fn open_source(&self) -> Result<Opened> {
+        let memory = |store: ImageStore| -> Arc<dyn ImageSource> { Arc::new(store) };
+        let plain = |train: ImageStore, test: Option<ImageStore>, classes| Opened {
+            train: memory(train),
+            validation: None,
+            test: test.map(memory),
+            classes,
+            warnings: Vec::new(),
+        };
+        let Some(path) = &self.path else {
+            return Ok(plain(mnist_mini_part!("train")?, Some(mnist_mini_part!("t10k")?), None));
+        };
+        match self.format {
+            ImageFormat::MnistMini | ImageFormat::Auto => {
+                bail_input!("data.format does not fit {}", path.display())
+            }
+            ImageFormat::Idx => match idx::read_part(path, "train")? {
+                Some(train) => Ok(plain(train, idx::read_part(path, "t10k")?, None)),
+                None => bail_input!("{} holds no train-images-idx3-ubyte[.gz]", path.display()),
+            },
+            ImageFormat::Cifar => {
+                let cifar = cifar::read(path)?;
+                Ok(plain(cifar.train, cifar.test, cifar.classes))
+            }
+            ImageFormat::Folder => self.encoded(read_folder(path)?),
+            ImageFormat::Tar => self.encoded(read_archives(&archives(path)?)?),
+            ImageFormat::List => self.encoded(read_list(path)?),
+        }
+    }
+
+    fn encoded(&self, images: LabelledImages) -> Result<Opened> {
+        let LabelledImages { classes, mut parts } = images;
+        let mut warnings = Vec::new();
+        let mut source = |part: Part| -> Option<Arc<dyn ImageSource>> {
+            let mut images = EncodedImages::new(parts.remove(&part)?);
+            if self.skip_bad {
+                let messages = images.drop_unreadable();
+                if let Some(first) = messages.first() {
+                    warnings.push(format!(
+                        "{} unreadable images are left out; the first: {first}",
+                        messages.len()
+                    ));
+                }
+            }
+            (!images.is_empty()).then(|| Arc::new(images) as Arc<dyn ImageSource>)
+        };
+        let (train, validation, test) = (source(Part::Train), source(Part::Validation), source(Part::Test));
+        match train {
+            Some(train) => Ok(Opened { train, validation, test, classes: Some(classes), warnings }),
+            None => bail_input!("no training image is left"),
+        }
+    }
+
+    /// Channels and size of every image: as the recipe says, else as the first image is.
+    fn form(&self, source: &dyn ImageSource) -> Result<ImageForm> {
+        let first = source.image(0)?;
+        let own_channels = match &first {
+            super::decode::RawImage::Planar { form, .. } => form.channels,
+            super::decode::RawImage::Decoded(_) => 3,
+        };
+        Ok(ImageForm {
+            channels: self.channels.unwrap_or(own_channels),
+            size: self.image_size.unwrap_or_else(|| first.size()),
         })
     }
 
@@ -167,6 +305,61 @@ impl ImageDataConfig {
     }
 }
 
+fn is_archive(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    [".tar", ".tar.gz", ".tgz"].iter().any(|ending| name.ends_with(ending))
+}
+
+/// The archive given, or all those in the folder given, in order of their names.
+fn archives(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(|error| files::cannot_read(path, &error))?;
+    let mut found: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_archive(path)).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// What a path holds.
+fn detect(path: &Path) -> Result<ImageFormat> {
+    if path.is_dir() {
+        if idx::is_idx_folder(path) {
+            return Ok(ImageFormat::Idx);
+        }
+        if cifar::find_folder(path).is_some() {
+            return Ok(ImageFormat::Cifar);
+        }
+        if !archives(path)?.is_empty() {
+            return Ok(ImageFormat::Tar);
+        }
+        return Ok(ImageFormat::Folder);
+    }
+    if is_list(path) {
+        return Ok(ImageFormat::List);
+    }
+    if path.extension().is_some_and(|extension| extension == "bin") {
+        return Ok(ImageFormat::Cifar);
+    }
+    if is_archive(path) {
+        let names = member_names(path)?;
+        let cifar = |name: &PathBuf| {
+            name.file_name().is_some_and(|name| cifar::is_cifar_name(&name.to_string_lossy()))
+        };
+        return match names.iter().any(|name| is_image_name(name)) {
+            false if names.iter().any(cifar) => Ok(ImageFormat::Cifar),
+            _ => Ok(ImageFormat::Tar),
+        };
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Err(bad_input!(
+        "data.path: {} is no data set that is known here{}: give a folder of images, MNIST or CIFAR files, a tar archive, or a CSV, TSV or JSONL list",
+        path.display(),
+        nearest_hint(&name, [MNIST_MINI])
+    ))
+}
+
 /// (pixel / 255 − mean) / std, as one multiplication and one addition per value.
 #[derive(Debug)]
 pub struct Normalisation {
@@ -186,90 +379,57 @@ impl Normalisation {
     }
 }
 
-/// Images of one size with their labels, as bytes.
-#[derive(Debug)]
-pub struct ImageStore {
-    shape: [usize; 3],
-    pixels: Vec<u8>,
-    labels: Vec<i64>,
-}
-
-impl ImageStore {
-    /// `pixels` are `[image, channel, height, width]`, one label for each image.
-    pub fn new(shape: [usize; 3], pixels: Vec<u8>, labels: Vec<i64>) -> Result<Self> {
-        let image = shape.iter().product::<usize>();
-        if image * labels.len() != pixels.len() {
-            bail_input!("{} bytes are not {} images of {shape:?}", pixels.len(), labels.len());
-        }
-        Ok(Self { shape, pixels, labels })
-    }
-
-    /// Channels, height, width.
-    pub fn shape(&self) -> [usize; 3] {
-        self.shape
-    }
-
-    /// How many images there are.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// The class of each image.
-    pub fn labels(&self) -> &[i64] {
-        &self.labels
-    }
-
-    /// The bytes of one image, `[channel, height, width]`.
-    pub fn image(&self, position: usize) -> &[u8] {
-        let size = self.shape.iter().product::<usize>();
-        &self.pixels[position * size..(position + 1) * size]
-    }
-}
-
-/// Some of the images of a store.
-#[derive(Clone, Debug)]
+/// Some of the images of a source, in one form.
+#[derive(Clone)]
 pub struct ImageDataset {
-    store: Arc<ImageStore>,
+    source: Arc<dyn ImageSource>,
     samples: Vec<usize>,
+    form: ImageForm,
+    /// Whether images of other sizes are scaled; else they are errors.
+    free_size: bool,
+    augment: Arc<AugmentConfig>,
 }
 
 impl ImageDataset {
-    /// All images of a store.
-    pub fn whole(store: ImageStore) -> Self {
-        let samples = (0..store.len()).collect();
-        Self { store: Arc::new(store), samples }
-    }
-
-    /// Channels, height, width.
-    pub fn shape(&self) -> [usize; 3] {
-        self.store.shape()
+    /// Channels and size of every image.
+    pub fn form(&self) -> ImageForm {
+        self.form
     }
 
     /// The class of each sample.
     pub fn labels(&self) -> impl Iterator<Item = i64> {
-        self.samples.iter().map(|&sample| self.store.labels[sample])
+        self.samples.iter().map(|&sample| self.source.label(sample))
     }
 
-    /// The bytes of one sample, `[channel, height, width]`.
-    pub fn image(&self, sample: usize) -> &[u8] {
-        self.store.image(self.samples[sample])
+    /// Appends the bytes of one sample, `[channel, height, width]`.
+    pub fn append_image(&self, sample: usize, pixels: &mut Vec<u8>) -> Result<()> {
+        let image = self.source.image(self.samples[sample])?;
+        if !self.free_size && image.size() != self.form.size {
+            let ([height, width], [other_height, other_width]) = (self.form.size, image.size());
+            bail_input!(
+                "{} is {other_height} × {other_width} pixels but the first image is {height} × {width}: give --set \
+                 data.image_size=[{height},{width}] to scale all to one size",
+                self.describe(sample)
+            );
+        }
+        image.append_fitted(self.form, pixels)
     }
 
     /// Refuses labels that the model has no output for.
-    pub fn check_labels(&self, part: &str, classes: i64) -> Result<()> {
-        match self.samples.iter().find(|&&sample| !(0..classes).contains(&self.store.labels[sample])) {
-            Some(&sample) => bail_input!(
-                "{part} image {sample} has label {}, outside 0..{} for {classes} classes",
-                self.store.labels[sample],
+    pub fn check_labels(&self, classes: i64) -> Result<()> {
+        match (0..self.samples.len()).find(|&sample| !(0..classes).contains(&self.label(sample))) {
+            Some(sample) => bail_input!(
+                "{} has label {}, outside 0..{} for {classes} classes",
+                self.describe(sample),
+                self.label(sample),
                 classes - 1
             ),
             None => Ok(()),
         }
+    }
+
+    fn label(&self, sample: usize) -> i64 {
+        self.source.label(self.samples[sample])
     }
 }
 
@@ -295,42 +455,35 @@ impl Dataset for ImageDataset {
         self.samples.len()
     }
 
-    fn batch(&self, samples: &[usize], _draw: Draw) -> Result<ImageBatch> {
-        let mut pixels = Vec::with_capacity(samples.len() * self.shape().iter().product::<usize>());
-        let mut labels = Vec::with_capacity(samples.len());
+    fn batch(&self, samples: &[usize], draw: Draw) -> Result<ImageBatch> {
+        let mut pixels = Vec::with_capacity(samples.len() * self.form.bytes());
+        let varied = draw.train && !self.augment.is_none();
+        let mut plain = Vec::new();
         for &sample in samples {
-            pixels.extend_from_slice(self.image(sample));
-            labels.push(self.store.labels[self.samples[sample]]);
+            if varied {
+                plain.clear();
+                self.append_image(sample, &mut plain)?;
+                self.augment.append(&plain, self.form, self.samples[sample], draw, &mut pixels);
+            } else {
+                self.append_image(sample, &mut pixels)?;
+            }
         }
-        let [channels, height, width] = self.shape().map(|size| size as i64);
+        let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
+        let ImageForm { channels, size: [height, width] } = self.form;
+        let shape = [samples.len() as i64, channels as i64, height as i64, width as i64];
         Ok(ImageBatch {
-            images: Tensor::f_from_data_size(
-                &pixels,
-                &[samples.len() as i64, channels, height, width],
-                Kind::Uint8,
-            )?,
+            images: Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?,
             labels: Tensor::f_from_slice(&labels)?,
         })
     }
+
+    fn describe(&self, sample: usize) -> String {
+        self.source.describe(self.samples[sample])
+    }
 }
 
-/// Decodes an image file to the channels and size of a model's input: `[channels, height, width]` bytes. The shorter side is scaled to
-/// the input's, bilinearly, and the middle is cut out.
-pub fn decode_file(path: &Path, channels: i64, size: [i64; 2]) -> Result<Vec<u8>> {
-    let bytes = files::read(path)?;
-    let decoded = image::load_from_memory(&bytes)
-        .map_err(|error| bad_input!("{} is no readable image: {error}", path.display()))?;
-    let [height, width] = size.map(|side| side as u32);
-    let fitted = match (decoded.height(), decoded.width()) == (height, width) {
-        true => decoded,
-        false => decoded.resize_to_fill(width, height, FilterType::Triangle),
-    };
-    match channels {
-        1 => Ok(fitted.to_luma8().into_raw()),
-        3 => {
-            let interleaved = fitted.to_rgb8().into_raw();
-            Ok((0..3).flat_map(|channel| interleaved.iter().skip(channel).step_by(3).copied()).collect())
-        }
-        _ => bail_input!("the model takes {channels} channels: image files have 1 or 3"),
-    }
+/// Decodes an image file to the form of a model's input.
+pub fn decode_file(path: &Path, form: ImageForm, pixels: &mut Vec<u8>) -> Result<()> {
+    let image = decode(&path.display().to_string(), &files::read(path)?)?;
+    super::decode::RawImage::Decoded(image).append_fitted(form, pixels)
 }

@@ -91,7 +91,7 @@ impl<D: Dataset> Loader<D> {
     }
 
     /// The next batch; waits for it if it is not ready.
-    pub fn next(&mut self) -> Result<Loaded<D::Batch>> {
+    pub fn next_batch(&mut self) -> Result<Loaded<D::Batch>> {
         let loaded = match self.lanes.len() {
             0 => self.source.load(self.next)?,
             lanes => {
@@ -195,7 +195,7 @@ mod tests {
         let mut loader = Loader::new(Arc::new(Numbers(len)), sampler, config, start)?;
         (0..count)
             .map(|_| {
-                let loaded = loader.next()?;
+                let loaded = loader.next_batch()?;
                 assert_eq!(loaded.batch.0, loaded.samples);
                 assert_eq!(loaded.batch.1, loaded.epoch);
                 Ok((loaded.samples, loaded.epoch, loaded.ends_epoch))

@@ -3,7 +3,13 @@
 //! A data set holds bytes or maps, never tensors (a `Tensor` cannot be shared between threads); tensors are made in
 //! [`Dataset::batch`], on the loader's threads. It never sees the model.
 
+pub mod augment;
+pub mod cifar;
+pub mod decode;
 pub mod idx;
+pub mod image_list;
+pub mod image_source;
+pub mod image_tree;
 pub mod images;
 pub mod loader;
 pub mod order;

@@ -7,6 +7,10 @@ use tch::Tensor;
 use super::Scope;
 use super::lenet::LeNet5;
 use super::mlp::Mlp;
+use super::resnet::BlockKind::{Basic, Bottleneck};
+use super::resnet::ResNet;
+use super::resnet_cifar::ResNetCifar;
+use super::small_cnn::{KerasCnn, TorchCnn};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input};
 
@@ -89,22 +93,30 @@ pub struct ImageArchitecture {
     pub build: fn(&Scope, &ImageModelConfig) -> Result<Box<dyn ImageModel>>,
 }
 
-fn boxed<M: ImageModel + 'static>(model: Result<M>) -> Result<Box<dyn ImageModel>> {
-    Ok(Box::new(model?))
+/// A line of the list: name, channels and side of the usual input, constructor.
+macro_rules! architecture {
+    ($name:literal, $channels:literal, $side:literal, |$scope:ident, $config:ident| $build:expr) => {
+        ImageArchitecture {
+            name: $name,
+            usual_input: ($channels, [$side, $side]),
+            build: |$scope, $config| Ok(Box::new($build?)),
+        }
+    };
 }
 
 /// Every image classifier, by name.
 pub const REGISTRY: &[ImageArchitecture] = &[
-    ImageArchitecture {
-        name: "lenet5",
-        usual_input: (1, [28, 28]),
-        build: |scope, config| boxed(LeNet5::new(scope, config)),
-    },
-    ImageArchitecture {
-        name: "mlp",
-        usual_input: (1, [28, 28]),
-        build: |scope, config| boxed(Mlp::for_images(scope, config)),
-    },
+    architecture!("lenet5", 1, 28, |scope, config| LeNet5::new(scope, config)),
+    architecture!("mlp", 1, 28, |scope, config| Mlp::for_images(scope, config)),
+    architecture!("keras-cnn", 3, 32, |scope, config| KerasCnn::new(scope, config)),
+    architecture!("torch-cnn", 3, 32, |scope, config| TorchCnn::new(scope, config)),
+    architecture!("resnet20", 3, 32, |scope, config| ResNetCifar::new(scope, config, 3)),
+    architecture!("resnet32", 3, 32, |scope, config| ResNetCifar::new(scope, config, 5)),
+    architecture!("resnet44", 3, 32, |scope, config| ResNetCifar::new(scope, config, 7)),
+    architecture!("resnet56", 3, 32, |scope, config| ResNetCifar::new(scope, config, 9)),
+    architecture!("resnet18", 3, 224, |scope, config| ResNet::new(scope, config, Basic, [2, 2, 2, 2])),
+    architecture!("resnet34", 3, 224, |scope, config| ResNet::new(scope, config, Basic, [3, 4, 6, 3])),
+    architecture!("resnet50", 3, 224, |scope, config| ResNet::new(scope, config, Bottleneck, [3, 4, 6, 3])),
 ];
 
 /// The architecture of that name.

@@ -7,8 +7,8 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::Scope;
 use super::summary::record;
+use super::{Parameters, Scope};
 
 const CPU_FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -119,6 +119,84 @@ impl Conv2d {
         });
         output
     }
+}
+
+/// `nn.BatchNorm2d`: each channel normalised by the batch's statistics in training, by running ones otherwise.
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    name: String,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: f64,
+    eps: f64,
+}
+
+impl BatchNorm2d {
+    /// PyTorch's defaults: momentum 0.1, eps 1e-5. All tensors are `[channels]` but the counter.
+    pub fn new(scope: &Scope, channels: i64) -> Result<Self> {
+        Ok(Self {
+            name: scope.name().to_owned(),
+            weight: scope.parameter("weight", Tensor::f_ones([channels], CPU_FLOAT)?)?,
+            bias: scope.parameter("bias", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
+            running_mean: scope.buffer("running_mean", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
+            running_var: scope.buffer("running_var", Tensor::f_ones([channels], CPU_FLOAT)?)?,
+            num_batches_tracked: scope
+                .buffer("num_batches_tracked", Tensor::f_zeros([0i64; 0], (Kind::Int64, CPU_FLOAT.1))?)?,
+            momentum: 0.1,
+            eps: 1e-5,
+        })
+    }
+
+    /// `[batch, channels, height, width]`; changes the running statistics when training.
+    pub fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        if train {
+            let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
+        }
+        let output = input.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            self.momentum,
+            self.eps,
+            true,
+        );
+        record(&self.name, "BatchNorm2d", &output, &[Some(&self.weight), Some(&self.bias)], || 0);
+        output
+    }
+}
+
+/// Redraws every convolution's weight as `nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")` (or by its fan-in), in the order in which
+/// the model made them, as the loops over `self.modules()` in PyTorch's ResNets do.
+pub fn redraw_convolutions(parameters: &Parameters, fan: Fan) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    for entry in parameters.entries() {
+        let shape = entry.tensor.size();
+        if let [outputs, inputs, height, width] = shape[..] {
+            let fan = match fan {
+                Fan::Out => outputs,
+                Fan::In => inputs,
+            } * height
+                * width;
+            let deviation = 2f64.sqrt() / (fan as f64).sqrt();
+            let drawn = Tensor::f_empty(&shape, CPU_FLOAT)?.f_normal_(0.0, deviation)?;
+            entry.tensor.shallow_clone().f_copy_(&drawn)?;
+        }
+    }
+    Ok(())
+}
+
+/// Which side of a convolution its initial variance is fitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fan {
+    /// Keeps the variance of activations.
+    In,
+    /// Keeps the variance of gradients.
+    Out,
 }
 
 /// 2 × 2 (or `size` × `size`) maximum pooling with the stride of its size, `nn.MaxPool2d(size)`.

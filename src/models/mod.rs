@@ -8,6 +8,9 @@ pub mod layers;
 pub mod lenet;
 pub mod mlp;
 mod parameters;
+pub mod resnet;
+pub mod resnet_cifar;
+pub mod small_cnn;
 pub mod summary;
 
 pub use parameters::{Entry, Parameters, Role, Scope, name_pattern};

@@ -162,6 +162,11 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// All tensors of the model that the scope belongs to.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
     /// The scope of the field `name` (or of the element `name` of a list).
     pub fn child(&self, name: impl std::fmt::Display) -> Scope {
         Scope { parameters: self.parameters.clone(), prefix: self.full_name(&name.to_string()) }

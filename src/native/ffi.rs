@@ -86,6 +86,8 @@ type Tensor = *const C_tensor;
 unsafe extern "C" {
     // tensor_list.cpp
     pub fn suite_free_text(text: *mut c_char);
+    #[cfg(test)]
+    pub fn suite_treat_cpu_as_a_device(on: bool);
     pub fn suite_list_new(tensors: *const Tensor, count: usize, result: *mut *mut TensorVector) -> Outcome;
     pub fn suite_list_free(list: *mut TensorVector);
     pub fn suite_list_lerp(targets: List, sources: List, weight: f64) -> Outcome;

@@ -65,6 +65,7 @@ pub fn watch_finite(values: &[&Tensor], step: i64, first_bad: &Tensor) -> Result
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_support::as_host_and_as_device;
     use super::*;
     use tch::{Device, Kind};
 
@@ -86,23 +87,25 @@ mod tests {
 
     #[test]
     fn the_norm_is_over_all_gradients() {
-        let parameters = parameters_with(&[
-            Tensor::from_slice(&[3.0f32, 0.0]),
-            Tensor::from_slice(&[-4.0f32]).reshape([1, 1]),
-        ]);
-        let total = norm(&parameters).unwrap();
-        assert_eq!((total.double_value(&[]), total.kind(), total.dim()), (5.0, Kind::Float, 0));
-        let double = parameters_with(&[Tensor::from_slice(&[1e200f64]) / 1e190]);
-        assert_eq!(norm(&double).unwrap().kind(), Kind::Double);
-        // Half precision takes libtorch's own path.
-        let half = parameters_with(&[Tensor::from_slice(&[3.0f32, 4.0]).to_kind(Kind::BFloat16)]);
-        assert_eq!(norm(&half).unwrap().double_value(&[]), 5.0);
-        let none = parameters_with(&[]);
-        assert_eq!(norm(&none).unwrap().double_value(&[]), 0.0);
+        as_host_and_as_device(|| {
+            let parameters = parameters_with(&[
+                Tensor::from_slice(&[3.0f32, 0.0]),
+                Tensor::from_slice(&[-4.0f32]).reshape([1, 1]),
+            ]);
+            let total = norm(&parameters).unwrap();
+            assert_eq!((total.double_value(&[]), total.kind(), total.dim()), (5.0, Kind::Float, 0));
+            let double = parameters_with(&[Tensor::from_slice(&[1e200f64]) / 1e190]);
+            assert_eq!(norm(&double).unwrap().kind(), Kind::Double);
+            // Half precision takes libtorch's own path.
+            let half = parameters_with(&[Tensor::from_slice(&[3.0f32, 4.0]).to_kind(Kind::BFloat16)]);
+            assert_eq!(norm(&half).unwrap().double_value(&[]), 5.0);
+            let none = parameters_with(&[]);
+            assert_eq!(norm(&none).unwrap().double_value(&[]), 0.0);
+        });
     }
 
     #[test]
-    fn the_norm_of_many_elements_is_that_of_libtorch() {
+    fn the_norm_of_many_elements_is_exact_to_single_precision() {
         let first = Tensor::arange(300_000, (Kind::Float, Device::Cpu)).sin().reshape([3, 100, 1000]);
         // A transposed gradient is memory without holes in another order.
         let second = Tensor::arange(77, (Kind::Float, Device::Cpu)).cos().reshape([7, 11]).tr();
@@ -116,39 +119,43 @@ mod tests {
 
     #[test]
     fn clipping_by_norm_only_shrinks() {
-        let parameters =
-            parameters_with(&[Tensor::from_slice(&[3.0f32, 0.0]), Tensor::from_slice(&[-4.0f32])]);
-        clip_by_norm(&parameters, &norm(&parameters).unwrap(), 10.0).unwrap();
-        assert_eq!((gradient(&parameters, 0), gradient(&parameters, 1)), (vec![3.0, 0.0], vec![-4.0]));
-        clip_by_norm(&parameters, &norm(&parameters).unwrap(), 1.0).unwrap();
-        assert!((norm(&parameters).unwrap().double_value(&[]) - 1.0).abs() < 1e-6);
-        assert!((gradient(&parameters, 0)[0] - 0.6).abs() < 1e-6);
-        clip_by_norm(&parameters, &Tensor::from(f32::NAN), 1.0).unwrap();
-        assert!(gradient(&parameters, 1)[0].is_nan());
+        as_host_and_as_device(|| {
+            let parameters =
+                parameters_with(&[Tensor::from_slice(&[3.0f32, 0.0]), Tensor::from_slice(&[-4.0f32])]);
+            clip_by_norm(&parameters, &norm(&parameters).unwrap(), 10.0).unwrap();
+            assert_eq!((gradient(&parameters, 0), gradient(&parameters, 1)), (vec![3.0, 0.0], vec![-4.0]));
+            clip_by_norm(&parameters, &norm(&parameters).unwrap(), 1.0).unwrap();
+            assert!((norm(&parameters).unwrap().double_value(&[]) - 1.0).abs() < 1e-6);
+            assert!((gradient(&parameters, 0)[0] - 0.6).abs() < 1e-6);
+            clip_by_norm(&parameters, &Tensor::from(f32::NAN), 1.0).unwrap();
+            assert!(gradient(&parameters, 1)[0].is_nan());
+        });
     }
 
     #[test]
     fn values_are_clamped_scaled_penalised_and_cleared() {
-        let parameters = parameters_with(&[Tensor::from_slice(&[3.0f32, -0.25, -4.0])]);
-        clip_by_value(&parameters, 2.0).unwrap();
-        assert_eq!(gradient(&parameters, 0), [2.0, -0.25, -2.0]);
-        scale(&parameters, 2.0).unwrap();
-        scale_by(&parameters, &Tensor::from_slice(&[0.25f32])).unwrap();
-        assert_eq!(gradient(&parameters, 0), [1.0, -0.125, -1.0]);
-        // The parameters are ones.
-        add_penalty(&parameters, 0.5, 0.25).unwrap();
-        assert_eq!(gradient(&parameters, 0), [1.75, 0.625, -0.25]);
-        clear(&parameters).unwrap();
-        assert!(parameters.tensors().iter().all(|parameter| !parameter.grad().defined()));
-        // Nothing is left to work on, which is not an error.
-        for outcome in [
-            clip_by_value(&parameters, 1.0),
-            scale(&parameters, 2.0),
-            add_penalty(&parameters, 1.0, 1.0),
-            clear(&parameters),
-        ] {
-            outcome.unwrap();
-        }
+        as_host_and_as_device(|| {
+            let parameters = parameters_with(&[Tensor::from_slice(&[3.0f32, -0.25, -4.0])]);
+            clip_by_value(&parameters, 2.0).unwrap();
+            assert_eq!(gradient(&parameters, 0), [2.0, -0.25, -2.0]);
+            scale(&parameters, 2.0).unwrap();
+            scale_by(&parameters, &Tensor::from_slice(&[0.25f32])).unwrap();
+            assert_eq!(gradient(&parameters, 0), [1.0, -0.125, -1.0]);
+            // The parameters are ones.
+            add_penalty(&parameters, 0.5, 0.25).unwrap();
+            assert_eq!(gradient(&parameters, 0), [1.75, 0.625, -0.25]);
+            clear(&parameters).unwrap();
+            assert!(parameters.tensors().iter().all(|parameter| !parameter.grad().defined()));
+            // Nothing is left to work on, which is not an error.
+            for outcome in [
+                clip_by_value(&parameters, 1.0),
+                scale(&parameters, 2.0),
+                add_penalty(&parameters, 1.0, 1.0),
+                clear(&parameters),
+            ] {
+                outcome.unwrap();
+            }
+        });
     }
 
     #[test]
@@ -161,18 +168,20 @@ mod tests {
 
     #[test]
     fn the_first_bad_step_is_remembered() {
-        let first_bad = Tensor::from(-1i64);
-        let good = Tensor::from(1.0f32);
-        let bad = Tensor::from(f32::INFINITY);
-        let bad_element = Tensor::from_slice(&[0.0f64, f64::NAN]);
-        watch_finite(&[&good], 1, &first_bad).unwrap();
-        assert_eq!(first_bad.int64_value(&[]), -1);
-        watch_finite(&[&good, &bad_element], 2, &first_bad).unwrap();
-        watch_finite(&[&bad], 3, &first_bad).unwrap();
-        assert_eq!(first_bad.int64_value(&[]), 2);
-        let half = Tensor::from(-1i64);
-        watch_finite(&[&bad.to_kind(Kind::BFloat16)], 7, &half).unwrap();
-        assert_eq!(half.int64_value(&[]), 7);
-        assert!(watch_finite(&[&good], 1, &Tensor::from(-1.0f32)).is_err());
+        as_host_and_as_device(|| {
+            let first_bad = Tensor::from(-1i64);
+            let good = Tensor::from(1.0f32);
+            let bad = Tensor::from(f32::INFINITY);
+            let bad_element = Tensor::from_slice(&[0.0f64, f64::NAN]);
+            watch_finite(&[&good], 1, &first_bad).unwrap();
+            assert_eq!(first_bad.int64_value(&[]), -1);
+            watch_finite(&[&good, &bad_element], 2, &first_bad).unwrap();
+            watch_finite(&[&bad], 3, &first_bad).unwrap();
+            assert_eq!(first_bad.int64_value(&[]), 2);
+            let half = Tensor::from(-1i64);
+            watch_finite(&[&bad.to_kind(Kind::BFloat16)], 7, &half).unwrap();
+            assert_eq!(half.int64_value(&[]), 7);
+            assert!(watch_finite(&[&good], 1, &Tensor::from(-1.0f32)).is_err());
+        });
     }
 }

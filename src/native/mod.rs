@@ -75,6 +75,8 @@ fn device_code(device: Device) -> Result<(i8, i8)> {
 /// What the tests of the submodules share.
 #[cfg(test)]
 mod test_support {
+    use super::ffi;
+    use std::marker::PhantomData;
     use std::path::PathBuf;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -82,6 +84,22 @@ mod test_support {
     pub fn exclusive() -> MutexGuard<'static, ()> {
         static GLOBAL_STATE: Mutex<()> = Mutex::new(());
         GLOBAL_STATE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a test twice: as it is, and with CPU tensors treated as those of a device that the host must not wait for.
+    pub fn as_host_and_as_device(test: impl Fn()) {
+        struct CpuAgain(PhantomData<*const ()>);
+        impl Drop for CpuAgain {
+            fn drop(&mut self) {
+                // SAFETY: a plain value.
+                unsafe { ffi::suite_treat_cpu_as_a_device(false) };
+            }
+        }
+        test();
+        // SAFETY: a plain value.
+        unsafe { ffi::suite_treat_cpu_as_a_device(true) };
+        let _cpu_again = CpuAgain(PhantomData);
+        test();
     }
 
     /// A file of the larger test data, or `None`, said on stderr, where there is none on this machine.
@@ -110,7 +128,7 @@ mod tests {
         );
         let libtorchs_own = random::permutation(-1, 0).unwrap_err().to_string();
         assert!(
-            libtorchs_own.contains("non-negative")
+            libtorchs_own.contains("negative dimension")
                 && !libtorchs_own.contains('\n')
                 && !libtorchs_own.contains("frame #"),
             "{libtorchs_own}"

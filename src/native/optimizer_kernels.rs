@@ -179,7 +179,7 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::super::gradients;
-    use super::super::test_support::test_data;
+    use super::super::test_support::{as_host_and_as_device, test_data};
     use super::*;
     use std::collections::HashMap;
     use tch::Device;
@@ -340,40 +340,42 @@ mod tests {
 
     #[test]
     fn fused_and_foreach_arithmetic_agree() {
-        for rule in rules() {
-            // The same numbers twice: as they are, and with a state in another memory layout, which no fused kernel accepts.
-            let [fused, foreach] =
-                [parameter(&[4, 3, 2, 5], Kind::Float), parameter(&[4, 3, 2, 5], Kind::Float)];
-            let step_all = |variable: &Tensor, relayout: bool| {
-                let parameters = TensorList::new([variable]).unwrap();
-                let mut state = rule.initial_state(&parameters).unwrap();
-                if relayout {
-                    for list in &mut state {
-                        let tensors: Vec<Tensor> = list
-                            .tensors()
-                            .iter()
-                            .map(|tensor| {
-                                if tensor.dim() == 4 {
-                                    super::super::layout::channels_last(tensor).unwrap()
-                                } else {
-                                    tensor.shallow_clone()
-                                }
-                            })
-                            .collect();
-                        *list = TensorList::new(tensors).unwrap();
+        as_host_and_as_device(|| {
+            for rule in rules() {
+                // The same numbers twice: as they are, and with a state in another memory layout, which no fused kernel accepts.
+                let [fused, foreach] =
+                    [parameter(&[4, 3, 2, 5], Kind::Float), parameter(&[4, 3, 2, 5], Kind::Float)];
+                let step_all = |variable: &Tensor, relayout: bool| {
+                    let parameters = TensorList::new([variable]).unwrap();
+                    let mut state = rule.initial_state(&parameters).unwrap();
+                    if relayout {
+                        for list in &mut state {
+                            let tensors: Vec<Tensor> = list
+                                .tensors()
+                                .iter()
+                                .map(|tensor| {
+                                    if tensor.dim() == 4 {
+                                        super::super::layout::channels_last(tensor).unwrap()
+                                    } else {
+                                        tensor.shallow_clone()
+                                    }
+                                })
+                                .collect();
+                            *list = TensorList::new(tensors).unwrap();
+                        }
                     }
-                }
-                for step in 0..4 {
-                    set_gradient(variable, &some_gradient(variable, step));
-                    rule.step(&parameters, &state, 0.01, None).unwrap();
-                }
-            };
-            step_all(&fused, false);
-            step_all(&foreach, true);
-            assert!(largest_difference(&fused, &parameter(&[4, 3, 2, 5], Kind::Float)) > 1e-3);
-            let difference = largest_difference(&fused, &foreach);
-            assert!(difference < 3e-7, "{rule:?}: {difference:e}");
-        }
+                    for step in 0..4 {
+                        set_gradient(variable, &some_gradient(variable, step));
+                        rule.step(&parameters, &state, 0.01, None).unwrap();
+                    }
+                };
+                step_all(&fused, false);
+                step_all(&foreach, true);
+                assert!(largest_difference(&fused, &parameter(&[4, 3, 2, 5], Kind::Float)) > 1e-3);
+                let difference = largest_difference(&fused, &foreach);
+                assert!(difference < 3e-7, "{rule:?}: {difference:e}");
+            }
+        });
     }
 
     #[test]
@@ -413,49 +415,94 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_gets_its_gradient_later_starts_later() {
-        for rule in rules() {
-            let run = |variables: &[Tensor], skipped_steps: i64| {
-                let parameters = TensorList::new(variables).unwrap();
-                let state = rule.initial_state(&parameters).unwrap();
-                for step in -skipped_steps..3 {
-                    for (index, variable) in variables.iter().enumerate() {
-                        gradients::clear(&TensorList::new([variable]).unwrap()).unwrap();
-                        if index == 0 || step >= 0 {
+    fn a_group_takes_the_steps_of_its_parameters() {
+        // Some are shared out among threads, some dealt out whole, and the small ones alone are too few to deal out.
+        for sizes in [&[3, 40_000, 20_000, 17, 33_000, 25_000, 1, 30_000][..], &[5, 64, 9], &[70_000]] {
+            for rule in rules() {
+                let variables =
+                    || sizes.iter().map(|&size| parameter(&[size], Kind::Double)).collect::<Vec<_>>();
+                let run = |variables: &[Tensor]| {
+                    let parameters = TensorList::new(variables).unwrap();
+                    let state = rule.initial_state(&parameters).unwrap();
+                    for step in 0..3 {
+                        for variable in variables {
                             set_gradient(variable, &some_gradient(variable, step));
                         }
+                        rule.step(&parameters, &state, 0.01, None).unwrap();
                     }
-                    rule.step(&parameters, &state, 0.01, None).unwrap();
+                };
+                let (together, alone) = (variables(), variables());
+                run(&together);
+                for variable in &alone {
+                    run(std::slice::from_ref(variable));
                 }
-            };
-            let late = [parameter(&[17], Kind::Float), parameter(&[3, 2], Kind::Float)];
-            let alone = [parameter(&[17], Kind::Float), parameter(&[3, 2], Kind::Float)];
-            run(&late, 2);
-            run(&alone, 0);
-            assert!(late[1].equal(&alone[1]), "{rule:?}");
-            assert!(!late[0].equal(&alone[0]), "{rule:?}");
+                for (left, right) in together.iter().zip(&alone) {
+                    assert!(largest_difference(left, right) < 1e-14, "{rule:?}, {:?}", left.size());
+                }
+            }
         }
     }
 
     #[test]
-    fn a_step_that_overflowed_changes_nothing() {
-        for rule in rules() {
-            let variable = parameter(&[5, 7], Kind::Float);
-            let parameters = TensorList::new([&variable]).unwrap();
-            let state = rule.initial_state(&parameters).unwrap();
-            let lists = || snapshot(std::iter::once(&parameters).chain(&state));
-            let (calm, overflow) = (Tensor::from_slice(&[0.0f32]), Tensor::from_slice(&[1.0f32]));
-            // Before the first step as well as later: the first one is special for momentum.
-            for step in 0..2 {
-                let before = lists();
-                set_gradient(&variable, &(some_gradient(&variable, step) * f64::INFINITY));
-                rule.step(&parameters, &state, 0.01, Some(&overflow)).unwrap();
-                assert!(before.iter().zip(lists()).all(|(old, new)| old.equal(&new)), "{rule:?}");
-                set_gradient(&variable, &some_gradient(&variable, step));
-                rule.step(&parameters, &state, 0.01, Some(&calm)).unwrap();
-                assert!(before.iter().zip(lists()).all(|(old, new)| !old.equal(&new)), "{rule:?}");
+    fn a_step_leaves_the_number_of_threads_alone() {
+        let _lock = super::super::test_support::exclusive();
+        let threads = tch::get_num_threads();
+        let variable = parameter(&[8], Kind::Float);
+        let parameters = TensorList::new([&variable]).unwrap();
+        let state = ADAMW.initial_state(&parameters).unwrap();
+        set_gradient(&variable, &some_gradient(&variable, 0));
+        ADAMW.step(&parameters, &state, 0.1, None).unwrap();
+        assert_eq!(tch::get_num_threads(), threads);
+    }
+
+    #[test]
+    fn a_parameter_that_gets_its_gradient_later_starts_later() {
+        as_host_and_as_device(|| {
+            for rule in rules() {
+                let run = |variables: &[Tensor], skipped_steps: i64| {
+                    let parameters = TensorList::new(variables).unwrap();
+                    let state = rule.initial_state(&parameters).unwrap();
+                    for step in -skipped_steps..3 {
+                        for (index, variable) in variables.iter().enumerate() {
+                            gradients::clear(&TensorList::new([variable]).unwrap()).unwrap();
+                            if index == 0 || step >= 0 {
+                                set_gradient(variable, &some_gradient(variable, step));
+                            }
+                        }
+                        rule.step(&parameters, &state, 0.01, None).unwrap();
+                    }
+                };
+                let late = [parameter(&[17], Kind::Float), parameter(&[3, 2], Kind::Float)];
+                let alone = [parameter(&[17], Kind::Float), parameter(&[3, 2], Kind::Float)];
+                run(&late, 2);
+                run(&alone, 0);
+                assert!(late[1].equal(&alone[1]), "{rule:?}");
+                assert!(!late[0].equal(&alone[0]), "{rule:?}");
             }
-        }
+        });
+    }
+
+    #[test]
+    fn a_step_that_overflowed_changes_nothing() {
+        as_host_and_as_device(|| {
+            for rule in rules() {
+                let variable = parameter(&[5, 7], Kind::Float);
+                let parameters = TensorList::new([&variable]).unwrap();
+                let state = rule.initial_state(&parameters).unwrap();
+                let lists = || snapshot(std::iter::once(&parameters).chain(&state));
+                let (calm, overflow) = (Tensor::from_slice(&[0.0f32]), Tensor::from_slice(&[1.0f32]));
+                // Before the first step as well as later: the first one is special for momentum.
+                for step in 0..2 {
+                    let before = lists();
+                    set_gradient(&variable, &(some_gradient(&variable, step) * f64::INFINITY));
+                    rule.step(&parameters, &state, 0.01, Some(&overflow)).unwrap();
+                    assert!(before.iter().zip(lists()).all(|(old, new)| old.equal(&new)), "{rule:?}");
+                    set_gradient(&variable, &some_gradient(&variable, step));
+                    rule.step(&parameters, &state, 0.01, Some(&calm)).unwrap();
+                    assert!(before.iter().zip(lists()).all(|(old, new)| !old.equal(&new)), "{rule:?}");
+                }
+            }
+        });
     }
 
     #[test]
@@ -498,54 +545,5 @@ mod tests {
                 .to_string()
                 .contains("state for 1 of 2 parameters")
         );
-    }
-
-    /// Prints what a step costs: `cargo test --release --lib step_timings -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn step_timings() {
-        let _lock = super::super::test_support::exclusive();
-        for (label, count, elements) in
-            [("4 x 64", 4, 64), ("4 x 1k", 4, 1024), ("100 x 10k", 100, 10_000), ("10 x 1M", 10, 1 << 20)]
-        {
-            let variables: Vec<Tensor> = (0..count).map(|_| parameter(&[elements], Kind::Float)).collect();
-            let parameters = TensorList::new(&variables).unwrap();
-            for variable in &variables {
-                set_gradient(variable, &some_gradient(variable, 0));
-            }
-            let median = |mut action: Box<dyn FnMut() + '_>| {
-                let repetitions = if count as i64 * elements > 100_000 { 200 } else { 5000 };
-                let mut times: Vec<f64> = (0..repetitions)
-                    .map(|_| {
-                        let start = std::time::Instant::now();
-                        action();
-                        start.elapsed().as_secs_f64() * 1e6
-                    })
-                    .collect();
-                times.sort_by(f64::total_cmp);
-                times[times.len() / 2]
-            };
-            for rule in rules() {
-                let state = rule.initial_state(&parameters).unwrap();
-                let name: String = format!("{rule:?}").chars().take(60).collect();
-                println!(
-                    "{label}: {:9.1} us  {name}",
-                    median(Box::new(|| rule.step(&parameters, &state, 1e-9, None).unwrap()))
-                );
-            }
-            println!(
-                "{label}: {:9.1} us  norm",
-                median(Box::new(|| drop(gradients::norm(&parameters).unwrap())))
-            );
-            let total = gradients::norm(&parameters).unwrap();
-            println!(
-                "{label}: {:9.1} us  clip",
-                median(Box::new(|| gradients::clip_by_norm(&parameters, &total, 1e9).unwrap()))
-            );
-            println!(
-                "{label}: {:9.1} us  scale",
-                median(Box::new(|| gradients::scale(&parameters, 1.0).unwrap()))
-            );
-        }
     }
 }

@@ -72,6 +72,9 @@ mod tests {
         // torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
         assert_eq!(numbers(10, 0), [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]);
         assert!(numbers(0, 1).is_empty());
+        // The same for 40000 and seed 5, and for 100000 and a seed of more than 32 bits.
+        assert_eq!(numbers(40_000, 5)[..5], [13411, 2740, 33765, 33695, 20802]);
+        assert_eq!(numbers(100_000, (1 << 40) + 7)[99_996..], [34296, 52301, 18202, 73623]);
         let mut many = numbers(40_000, 5);
         assert_ne!(many, numbers(40_000, 6));
         many.sort_unstable();

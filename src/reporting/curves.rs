@@ -56,10 +56,11 @@ fn metric_charts(runs: &[(&str, &[Record])], name: &str, axis: &Horizontal) -> V
     let splits = [Split::Train, Split::Validation, Split::Test];
     let groups: Vec<(String, Vec<Series>)> = match runs {
         [(_, records)] => {
-            let series = splits.iter().filter_map(|split| {
+            // A split without points keeps its place, so that every chart shows a split in the same colour.
+            let series = splits.iter().map(|split| {
                 let points = points(records, *split, name, axis);
                 let mark = if *split == Split::Train { Mark::NoisyLine } else { Mark::LineWithDots };
-                (!points.is_empty()).then(|| Series { name: split.to_string(), points, mark })
+                Series { name: split.to_string(), points, mark }
             });
             vec![(capitalized(&metric_label(name)), series.collect())]
         }
@@ -118,6 +119,8 @@ fn points(records: &[Record], split: Split, name: &str, axis: &Horizontal) -> Ve
 struct Horizontal {
     /// Epochs instead of steps: for runs whose epochs differ in steps, which steps would compare badly.
     epochs: bool,
+    /// Where all charts begin and end.
+    range: Option<(f64, f64)>,
     ticks: Option<TicksAbove>,
 }
 
@@ -125,35 +128,22 @@ impl Horizontal {
     fn of(runs: &[(&str, &[Record])]) -> Horizontal {
         let lengths: Vec<Option<f64>> = runs.iter().map(|(_, records)| steps_per_epoch(records)).collect();
         let known: Vec<f64> = lengths.iter().copied().flatten().collect();
-        let (low, high) =
-            (known.iter().copied().fold(f64::INFINITY, f64::min), known.iter().copied().fold(0.0, f64::max));
-        if known.is_empty() || known.len() < lengths.len() {
-            return Horizontal { epochs: false, ticks: None };
+        let shortest = known.iter().copied().fold(f64::INFINITY, f64::min);
+        let longest = known.iter().copied().fold(0.0, f64::max);
+        let all_known = !known.is_empty() && known.len() == lengths.len();
+
+        let mut axis =
+            Horizontal { epochs: all_known && longest > shortest * 1.02, range: None, ticks: None };
+        let places = || runs.iter().flat_map(|(_, records)| records.iter()).map(|record| axis.place(record));
+        let (first, last) = (places().fold(f64::INFINITY, f64::min), places().fold(0.0, f64::max));
+        if first <= last {
+            axis.range = Some((if first < 0.1 * last { 0.0 } else { first }, last));
         }
-        if high > low * 1.02 {
-            return Horizontal { epochs: true, ticks: None };
+        if all_known && !axis.epochs {
+            let ticks = epoch_ticks(first, last, longest);
+            axis.ticks = (!ticks.is_empty()).then(|| TicksAbove { label: "epoch".to_string(), ticks });
         }
-        let last =
-            runs.iter().flat_map(|(_, records)| records.iter()).map(|record| record.step).max().unwrap_or(0)
-                as f64;
-        let first =
-            runs.iter().flat_map(|(_, records)| records.iter()).map(|record| record.step).min().unwrap_or(0)
-                as f64;
-        let epochs = last / high;
-        let every = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]
-            .into_iter()
-            .find(|every| epochs / every <= EPOCH_TICKS);
-        let every = every.unwrap_or((epochs / EPOCH_TICKS).ceil());
-        let numbers = (1..=EPOCH_TICKS as u64).map(|index| index as f64 * every);
-        // The last record may lie a step before the epoch's end.
-        let ticks = numbers
-            .map(|epoch| ((epoch * high).min(last), epoch))
-            .filter(|(step, epoch)| epoch * high <= last * 1.001 && *step >= first);
-        let ticks: Vec<(f64, String)> = ticks.map(|(step, epoch)| (step, epoch.to_string())).collect();
-        Horizontal {
-            epochs: false,
-            ticks: (!ticks.is_empty()).then(|| TicksAbove { label: "epoch".to_string(), ticks }),
-        }
+        axis
     }
 
     fn place(&self, record: &Record) -> f64 {
@@ -162,8 +152,31 @@ impl Horizontal {
 
     fn chart(&self, title: String, series: Vec<Series>) -> Chart {
         let x_label = if self.epochs { "epoch" } else { "step" }.to_string();
-        Chart { title, x_label, series, ticks_above: self.ticks.clone(), ..Chart::default() }
+        Chart {
+            title,
+            x_label,
+            series,
+            x_range: self.range,
+            ticks_above: self.ticks.clone(),
+            ..Chart::default()
+        }
     }
+}
+
+/// The ends of epochs between two steps: of all, of every second, every fifth …, as there is room.
+fn epoch_ticks(first: f64, last: f64, steps_per_epoch: f64) -> Vec<(f64, String)> {
+    let epochs = last / steps_per_epoch;
+    let every = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]
+        .into_iter()
+        .find(|every| epochs / every <= EPOCH_TICKS)
+        .unwrap_or((epochs / EPOCH_TICKS).ceil());
+    (1..=EPOCH_TICKS as u64)
+        .map(|index| index as f64 * every)
+        .map(|epoch| (epoch * steps_per_epoch, epoch.to_string()))
+        // The last record may lie a step before the epoch's end.
+        .filter(|(step, _)| *step >= first && *step <= last * 1.001)
+        .map(|(step, label)| (step.min(last), label))
+        .collect()
 }
 
 /// Steps per epoch, where the records tell it: epochs are counted and grow evenly with the steps.
@@ -221,6 +234,12 @@ mod tests {
         assert_eq!(titles(&curves.learning), ["Loss", "Accuracy", "Zeta", "Learning rate", "Gradient norm"]);
         assert_eq!(titles(&curves.speed), ["Samples per second"]);
         assert_eq!(names(&curves.learning[0]), ["train", "validation", "test"]);
+        assert_eq!(
+            names(&curves.learning[1]),
+            ["train", "validation", "test"],
+            "places without points are kept"
+        );
+        assert!(curves.learning.iter().all(|chart| chart.x_range == Some((0.0, 2000.0))));
         assert_eq!(curves.learning[0].series[0].points.len(), 200);
         assert!(curves.learning[1].percent && !curves.learning[0].percent);
         let ticks = curves.learning[0].ticks_above.as_ref().unwrap();

@@ -134,6 +134,9 @@ pub fn better(name: &str) -> Option<Better> {
 
 /// A metric's key as words: `grad_norm` is "gradient norm", `top5_accuracy` "top-5 accuracy".
 pub fn metric_label(name: &str) -> String {
+    if name == "data_wait" {
+        return "time spent waiting for data".to_string();
+    }
     let words: Vec<String> = parts(name)
         .map(|part| match part {
             "lr" => "learning rate".to_string(),

@@ -17,7 +17,7 @@ use super::format::{
 };
 use super::images::{png, png_size};
 use super::metrics::{Record, Scores, Split, Summary};
-use super::plots::{Chart, STYLE, figure};
+use super::plots::{COLORS, Chart, STYLE, figure};
 
 const TEMPLATE: &str = include_str!("report.html.j2");
 
@@ -169,6 +169,8 @@ pub enum Cell {
     Percent(f64),
     /// A count.
     Count(u64),
+    /// A duration in seconds; NaN as a dash.
+    Seconds(f64),
 }
 
 impl From<&str> for Cell {
@@ -205,10 +207,13 @@ impl Cell {
     fn text(&self) -> String {
         match self {
             Cell::Text(text) => text.clone(),
-            Cell::Number(value) | Cell::Percent(value) if value.is_nan() => NOTHING.to_string(),
+            Cell::Number(value) | Cell::Percent(value) | Cell::Seconds(value) if value.is_nan() => {
+                NOTHING.to_string()
+            }
             Cell::Number(value) => number(*value),
             Cell::Percent(value) => percent(*value),
             Cell::Count(value) => count(*value),
+            Cell::Seconds(value) => duration(*value),
         }
     }
 }
@@ -225,16 +230,28 @@ pub fn render(report: &Report) -> Result<String> {
     let named: Vec<(&str, &[Record])> =
         report.runs.iter().map(|run| (run.name.as_str(), &run.records[..])).collect();
     let Curves { learning, speed } = curves(&named, &primary);
-    let html = |charts: &[Chart]| charts.iter().map(figure).collect::<Vec<String>>();
-    let single = match &report.runs[..] {
-        [run] => Some(run),
-        _ => None,
+    let (single, several) = match &report.runs[..] {
+        [run] => (Some(run), None),
+        runs => (None, (!runs.is_empty()).then_some(runs)),
     };
-    let recipes = report.runs.iter().filter(|run| !run.recipe.is_null());
+    let charts = |charts: &[Chart]| charts.iter().map(figure).collect::<Vec<String>>();
+    let table = |table: Option<Table>| table.as_ref().map(table_view).transpose();
 
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).keep_trailing_newline(true).build()?);
+    let figures = report.figures.iter().map(|figure| {
+        context! {
+            title => figure.title.clone(),
+            svg => figure.svg.clone(),
+            description => figure.description.clone(),
+        }
+    });
+    let recipe = |run: &RunData| -> Result<Value> {
+        let json = serde_json::to_string_pretty(&run.recipe)?;
+        Ok(context! { name => several.map(|_| run.name.clone()), json })
+    };
+    let recipes = report.runs.iter().filter(|run| !run.recipe.is_null()).map(recipe);
+    let timings = report.timings.iter().map(|(name, seconds)| (name.clone(), Cell::Seconds(*seconds)));
+    let machine = report.machine.iter().map(|(name, value)| (name.clone(), Cell::from(value.as_str())));
+
     let page = context! {
         version => env!("CARGO_PKG_VERSION"),
         style => STYLE,
@@ -242,28 +259,26 @@ pub fn render(report: &Report) -> Result<String> {
         subtitle => report.subtitle.clone(),
         warnings => report.warnings.clone(),
         cards => single.map(|run| cards(run, &primary)),
-        results => single.map(|run| results(run, &primary)).filter(|table| !table.rows.is_empty()).map(|table| table_view(&table)).transpose()?,
-        comparison => (report.runs.len() > 1).then(|| comparison(&report.runs, &primary)).transpose()?,
-        differences => differences(&report.runs).as_ref().map(table_view).transpose()?,
-        curves => html(&learning),
-        evaluations => single.and_then(|run| evaluations(run, &primary)).as_ref().map(table_view).transpose()?,
+        results => table(single.and_then(|run| results(run, &primary)))?,
+        comparison => several.map(|runs| comparison(runs, &primary)).transpose()?,
+        differences => table(several.and_then(differences))?,
+        curves => charts(&learning),
+        evaluations => table(single.and_then(|run| evaluations(run, &primary)))?,
         confusion => report.confusion.as_ref().map(confusion).transpose()?,
         classes => class_tables(&report.classes)?,
         examples => examples(&report.examples, EXAMPLES)?,
         mistakes => examples(&report.mistakes, MISTAKES)?,
-        charts => html(&report.charts),
-        figures => report.figures.iter().map(|figure| context! {
-            title => figure.title.clone(), svg => figure.svg.clone(), description => figure.description.clone(),
-        }).collect::<Vec<Value>>(),
+        charts => charts(&report.charts),
+        figures => figures.collect::<Vec<Value>>(),
         tables => report.tables.iter().map(table_view).collect::<Result<Vec<Value>>>()?,
-        speed => html(&speed),
-        timings => pairs("Timings", report.timings.iter().map(|(name, seconds)| (name.clone(), duration(*seconds)))).as_ref().map(table_view).transpose()?,
-        machine => pairs("Machine", report.machine.iter().cloned()).as_ref().map(table_view).transpose()?,
-        recipes => recipes.map(|run| Ok(context! {
-            name => (report.runs.len() > 1).then(|| run.name.clone()),
-            json => serde_json::to_string_pretty(&run.recipe)?,
-        })).collect::<Result<Vec<Value>>>()?,
+        speed => charts(&speed),
+        timings => table(pairs("Timings", timings))?,
+        machine => table(pairs("Machine", machine))?,
+        recipes => recipes.collect::<Result<Vec<Value>>>()?,
     };
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).keep_trailing_newline(true).build()?);
     environment.render_str(TEMPLATE, page).context("cannot make the report")
 }
 
@@ -362,101 +377,71 @@ fn cards(run: &RunData, primary: &str) -> Vec<Value> {
 }
 
 /// All scores of a run.
-fn results(run: &RunData, primary: &str) -> Table {
+fn results(run: &RunData, primary: &str) -> Option<Table> {
     let scores = scores(run);
+    let names = metric_names(scores.iter().map(|(_, scores)| scores), primary);
     let head = scores.iter().map(|(part, scores)| format!("{} ({})", capitalized(part), moment(scores)));
-    let rows = metric_names(scores.iter().map(|(_, scores)| scores), primary).into_iter().map(|name| {
-        let values = scores.iter().map(|(_, scores)| Cell::metric(name, scores.values.get(name).copied()));
+    let row = |name: &&str| {
+        let values = scores.iter().map(|(_, scores)| Cell::metric(name, scores.values.get(*name).copied()));
         std::iter::once(Cell::from(capitalized(&metric_label(name)))).chain(values).collect()
-    });
-    Table {
+    };
+    (!names.is_empty()).then(|| Table {
         columns: std::iter::once("Metric".to_string()).chain(head).collect(),
-        rows: rows.collect(),
+        rows: names.iter().map(row).collect(),
         ..Table::default()
-    }
+    })
 }
 
-/// Several runs and their scores, the best of each column marked, each run with its colour.
+/// Several runs side by side: their scores, the best of each row marked, and what they took. Each run has its colour.
 fn comparison(runs: &[RunData], primary: &str) -> Result<Value> {
     let all: Vec<BTreeMap<&str, Scores>> = runs.iter().map(|run| scores(run).into_iter().collect()).collect();
-    let mut columns = vec!["Run".to_string()];
-    let mut rows: Vec<Vec<Cell>> = runs.iter().map(|run| vec![Cell::from(run.name.as_str())]).collect();
-    let mut best_rows: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut rows: Vec<Vec<Cell>> = Vec::new();
+    // Column numbers of the best values of each row.
+    let mut best_columns: Vec<Vec<usize>> = Vec::new();
     for part in ["test", "best validation", "last validation"] {
         for name in metric_names(all.iter().filter_map(|scores| scores.get(part)), primary) {
-            let values: Vec<f64> = all
-                .iter()
-                .map(|scores| {
-                    scores.get(part).and_then(|scores| scores.values.get(name)).copied().unwrap_or(f64::NAN)
-                })
-                .collect();
-            columns.push(capitalized(&format!("{part} {}", metric_label(name))));
+            let value = |scores: &BTreeMap<&str, Scores>| scores.get(part)?.values.get(name).copied();
+            let values: Vec<f64> = all.iter().map(|scores| value(scores).unwrap_or(f64::NAN)).collect();
             let best = match better(name) {
                 Some(Better::Lower) => values.iter().copied().fold(f64::NAN, f64::min),
                 Some(Better::Higher) => values.iter().copied().fold(f64::NAN, f64::max),
                 None => f64::NAN,
             };
-            best_rows.push((0..runs.len()).filter(|row| values[*row] == best).collect());
-            for (row, value) in rows.iter_mut().zip(values) {
-                row.push(Cell::metric(name, Some(value)));
-            }
+            best_columns
+                .push((0..runs.len()).filter(|run| values[*run] == best).map(|run| run + 1).collect());
+            let title = Cell::from(capitalized(&format!("{part} {}", metric_label(name))));
+            let cells = values.into_iter().map(|value| Cell::metric(name, Some(value)));
+            rows.push(std::iter::once(title).chain(cells).collect());
         }
     }
-    let summaries = || runs.iter().map(|run| run.summary.as_ref());
-    let mut column = |name: &str, cells: Vec<Cell>| {
-        if cells.iter().any(|cell| cell.text() != NOTHING) {
-            columns.push(name.to_string());
-            best_rows.push(Vec::new());
-            rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
+    let mut row = |title: &str, cell: &dyn Fn(&Summary) -> Option<Cell>| {
+        let cells: Vec<Option<Cell>> = runs.iter().map(|run| run.summary.as_ref().and_then(cell)).collect();
+        if cells.iter().any(Option::is_some) {
+            let cells = cells.into_iter().map(|cell| cell.unwrap_or(Cell::Number(f64::NAN)));
+            rows.push(std::iter::once(Cell::from(title)).chain(cells).collect());
+            best_columns.push(Vec::new());
         }
     };
-    let value = |value: Option<f64>| Cell::Number(value.unwrap_or(f64::NAN));
-    column(
-        "Best step",
-        summaries()
-            .map(|summary| summary?.best.as_ref().map(|best| best.step))
-            .map(|step| step.map_or(value(None), Cell::Count))
-            .collect(),
-    );
-    column(
-        "Samples/s",
-        summaries()
-            .map(|summary| value(summary.and_then(|summary| summary.throughput.samples_per_second)))
-            .collect(),
-    );
-    column(
-        "Tokens/s",
-        summaries()
-            .map(|summary| value(summary.and_then(|summary| summary.throughput.tokens_per_second)))
-            .collect(),
-    );
-    column(
-        "Time",
-        summaries()
-            .map(|summary| {
-                Cell::from(summary.map_or(NOTHING.to_string(), |summary| duration(summary.wall_seconds)))
-            })
-            .collect(),
-    );
-    column(
-        "Peak memory (MB)",
-        summaries()
-            .map(|summary| value(summary.and_then(|summary| summary.peak_memory_mb).map(f64::round)))
-            .collect(),
-    );
+    row("Best step", &|summary| Some(Cell::Count(summary.best.as_ref()?.step)));
+    row("Samples per second", &|summary| summary.throughput.samples_per_second.map(Cell::Number));
+    row("Tokens per second", &|summary| summary.throughput.tokens_per_second.map(Cell::Number));
+    row("Time", &|summary| Some(Cell::Seconds(summary.wall_seconds)));
+    row("Peak memory (MB)", &|summary| summary.peak_memory_mb.map(|memory| Cell::Number(memory.round())));
 
-    let marked = best_rows.iter().any(|rows| !rows.is_empty());
-    let note = if marked { "The best value of a column is bold and underlined." } else { "" }.to_string();
-    let table = Table { title: "Runs".to_string(), note, columns, rows };
-    table_view_with(&table, |row, column| {
-        let class = if best_rows[column].contains(&row) { "best" } else { "" };
-        (class, (column == 0).then_some(row))
-    })
+    let marked = best_columns.iter().any(|columns| !columns.is_empty());
+    let note = if marked { "The best value of a row is bold and underlined." } else { "" }.to_string();
+    let columns = std::iter::once(String::new()).chain(runs.iter().map(|run| run.name.clone())).collect();
+    let table = Table { title: String::new(), note, columns, rows };
+    table_view_with(
+        &table,
+        |row, column| if best_columns[row].contains(&column) { "best" } else { "" },
+        |column| column.checked_sub(1),
+    )
 }
 
-/// The recipe keys in which runs differ; nothing for a single run or where there are no recipes.
+/// The recipe keys in which runs differ; nothing where there are no recipes.
 fn differences(runs: &[RunData]) -> Option<Table> {
-    if runs.len() < 2 || runs.iter().all(|run| run.recipe.is_null()) {
+    if runs.iter().all(|run| run.recipe.is_null()) {
         return None;
     }
     let recipes: Vec<BTreeMap<String, String>> = runs
@@ -516,22 +501,26 @@ fn evaluations(run: &RunData, primary: &str) -> Option<Table> {
     let every = all.len().div_ceil(EVALUATIONS);
     let mut shown: Vec<&Scores> = all.iter().rev().step_by(every).collect();
     shown.reverse();
+    let epochs = shown.iter().any(|scores| scores.epoch > 0.0);
     let names = metric_names(shown.iter().copied(), primary);
-    let head = names.iter().map(|name| capitalized(&metric_label(name)));
     let row = |scores: &&Scores| {
+        let epoch = epochs.then(|| Cell::Number((scores.epoch * 100.0).round() / 100.0));
         let values = names.iter().map(|name| Cell::metric(name, scores.values.get(*name).copied()));
-        [Cell::Count(scores.step), Cell::Number((scores.epoch * 100.0).round() / 100.0)]
-            .into_iter()
-            .chain(values)
-            .collect()
+        std::iter::once(Cell::Count(scores.step)).chain(epoch).chain(values).collect()
     };
+    let head = names.iter().map(|name| capitalized(&metric_label(name)));
+    let epoch = epochs.then(|| "Epoch".to_string());
     let note = if every > 1 { format!("One evaluation in {every} is listed.") } else { String::new() };
-    let columns = ["Step".to_string(), "Epoch".to_string()].into_iter().chain(head).collect();
-    Some(Table { title: String::new(), note, columns, rows: shown.iter().map(row).collect() })
+    Some(Table {
+        title: String::new(),
+        note,
+        columns: std::iter::once("Step".to_string()).chain(epoch).chain(head).collect(),
+        rows: shown.iter().map(row).collect(),
+    })
 }
 
-fn pairs(title: &str, pairs: impl Iterator<Item = (String, String)>) -> Option<Table> {
-    let rows: Vec<Vec<Cell>> = pairs.map(|(name, value)| vec![Cell::from(name), Cell::from(value)]).collect();
+fn pairs(title: &str, pairs: impl Iterator<Item = (String, Cell)>) -> Option<Table> {
+    let rows: Vec<Vec<Cell>> = pairs.map(|(name, value)| vec![Cell::from(name), value]).collect();
     (!rows.is_empty()).then(|| Table { title: title.to_string(), rows, ..Table::default() })
 }
 
@@ -642,9 +631,12 @@ fn matrix_picture(size: usize, share: impl Fn(usize, usize) -> f64) -> Result<St
     let mut pixels = Vec::with_capacity(size * size * 4);
     for row in 0..size {
         for column in 0..size {
+            let share = share(row, column);
             let color = if row == column { [0x00, 0x72, 0xb2] } else { [0xd5, 0x5e, 0x00] };
+            // A single mistake is a single pixel, which has to be seen.
+            let strength = if share > 0.0 { 0.3 + 0.7 * share.sqrt() } else { 0.0 };
             pixels.extend_from_slice(&color);
-            pixels.push((share(row, column).sqrt() * 255.0).round() as u8);
+            pixels.push((strength * 255.0).round() as u8);
         }
     }
     Ok(data_uri(&png(&pixels, size as u32, size as u32, ExtendedColorType::Rgba8)?))
@@ -655,19 +647,17 @@ fn examples(examples: &[Example], most: usize) -> Result<Option<Value>> {
     if examples.is_empty() {
         return Ok(None);
     }
-    let views = examples.iter().take(most).map(example).collect::<Result<Vec<Value>>>()?;
-    let shown = views.len();
-    let judged = examples.iter().take(most).filter(|example| example.label.is_some()).count();
-    let right = examples
-        .iter()
-        .take(most)
-        .filter(|example| example.label.as_ref() == Some(&example.prediction))
-        .count();
+    let shown = &examples[..examples.len().min(most)];
+    let judged = shown.iter().filter(|example| example.label.is_some()).count();
+    let right = shown.iter().filter(|example| example.label.as_ref() == Some(&example.prediction)).count();
+    let more = (examples.len() > shown.len())
+        .then(|| format!("The first {} of {}.", shown.len(), count(examples.len() as u64)));
+    // Where all are wrong they were chosen for it.
+    let tally = (right > 0).then(|| format!("{right} of {judged} right."));
     Ok(Some(context! {
-        items => views,
-        note => (examples.len() > shown).then(|| format!("The first {shown} of {}.", count(examples.len() as u64))),
-        tally => (judged > 0).then(|| format!("{right} of {judged} right.")),
-        texts => examples.iter().take(most).any(|example| matches!(example.input, Sample::Text(_))),
+        items => shown.iter().map(example).collect::<Result<Vec<Value>>>()?,
+        note => tally.into_iter().chain(more).collect::<Vec<String>>().join(" "),
+        texts => shown.iter().any(|example| matches!(example.input, Sample::Text(_))),
     }))
 }
 
@@ -705,42 +695,36 @@ fn example(example: &Example) -> Result<Value> {
 }
 
 fn table_view(table: &Table) -> Result<Value> {
-    table_view_with(table, |_, _| ("", None))
+    table_view_with(table, |_, _| "", |_| None)
 }
 
-/// A table for the page. `mark` gives a cell's class and the colour of the series that stands before it.
+/// A table for the page. `class` gives a cell's class by row and column; `series` the series of a column, whose colour its head
+/// then shows.
 fn table_view_with(
     table: &Table,
-    mark: impl Fn(usize, usize) -> (&'static str, Option<usize>),
+    class: impl Fn(usize, usize) -> &'static str,
+    series: impl Fn(usize) -> Option<usize>,
 ) -> Result<Value> {
     let width = table.rows.iter().map(Vec::len).max().unwrap_or(0);
     if !table.columns.is_empty() && width > table.columns.len() {
         bail!("the table `{}` has {} columns but a row of {width} cells", table.title, table.columns.len());
     }
     let numeric = |column: usize| {
-        let mut cells = table
-            .rows
-            .iter()
-            .filter_map(|row| row.get(column))
-            .filter(|cell| cell.text() != NOTHING)
-            .peekable();
-        cells.peek().is_some() && cells.all(|cell| !matches!(cell, Cell::Text(_)))
+        let cells = table.rows.iter().filter_map(|row| row.get(column));
+        let mut known = cells.filter(|cell| cell.text() != NOTHING).peekable();
+        known.peek().is_some() && known.all(|cell| !matches!(cell, Cell::Text(_)))
     };
     let numeric: Vec<bool> = (0..width.max(table.columns.len())).map(numeric).collect();
-    let cell = |row: usize, column: usize, cell: &Cell| {
-        let (class, series) = mark(row, column);
-        context! { text => cell.text(), numeric => numeric[column], class, series => series.map(|series| series % 8) }
-    };
     let rows = table.rows.iter().enumerate().map(|(row, cells)| {
-        Value::from(
-            cells.iter().enumerate().map(|(column, value)| cell(row, column, value)).collect::<Vec<Value>>(),
-        )
+        let cells = cells.iter().enumerate().map(|(column, cell)| {
+            context! { text => cell.text(), numeric => numeric[column], class => class(row, column) }
+        });
+        Value::from(cells.collect::<Vec<Value>>())
     });
-    let columns = table
-        .columns
-        .iter()
-        .zip(&numeric)
-        .map(|(name, numeric)| context! { name => name.clone(), numeric => *numeric });
+    let columns = table.columns.iter().enumerate().map(|(column, name)| {
+        let series = series(column).map(|series| series % COLORS);
+        context! { name => name.clone(), numeric => numeric[column], series }
+    });
     Ok(context! {
         title => table.title.clone(),
         note => table.note.clone(),
@@ -762,4 +746,317 @@ fn data_uri(png: &[u8]) -> String {
         }
     }
     uri
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::images::png_thumbnail;
+    use super::*;
+    use serde_json::json;
+
+    fn values(values: &[(&str, f64)]) -> BTreeMap<String, f64> {
+        values.iter().map(|(name, value)| (name.to_string(), *value)).collect()
+    }
+
+    fn run(name: &str, accuracy: f64) -> RunData {
+        let record = |split, step: u64, of: &[(&str, f64)]| Record {
+            split,
+            step,
+            epoch: step as f64 / 10.0,
+            values: values(of),
+        };
+        let mut records: Vec<Record> = (1..=30)
+            .map(|step| record(Split::Train, step, &[("loss", 1.0 / step as f64), ("lr", 0.1)]))
+            .collect();
+        for step in [10, 20, 30] {
+            records.push(record(Split::Validation, step, &[("loss", 0.3), ("accuracy", accuracy)]));
+        }
+        let scores =
+            Scores { step: 20, epoch: 2.0, values: values(&[("accuracy", accuracy), ("loss", 0.25)]) };
+        let summary = Summary {
+            recipe: name.to_string(),
+            best: Some(scores.clone()),
+            last: Some(Scores { step: 30, epoch: 3.0, ..scores.clone() }),
+            test: Some(Scores {
+                values: values(&[("accuracy", accuracy - 0.01), ("loss", f64::NAN)]),
+                ..scores
+            }),
+            wall_seconds: 83.0,
+            ..Summary::default()
+        };
+        let recipe = json!({"optimizer": {"lr": 0.1, "betas": [0.9, 0.999]}, "seed": 1, "name": name});
+        RunData { name: name.to_string(), records, summary: Some(summary), recipe }
+    }
+
+    fn headings(page: &str) -> Vec<&str> {
+        page.split("<h2>").skip(1).filter_map(|part| part.split("</h2>").next()).collect()
+    }
+
+    fn picture() -> Vec<u8> {
+        png_thumbnail(&[200; 28 * 28], 28, 28, 1, 64).unwrap()
+    }
+
+    fn example(label: Option<&str>, prediction: &str) -> Example {
+        Example {
+            input: Sample::Png(picture()),
+            name: "7.png".to_string(),
+            label: label.map(String::from),
+            prediction: prediction.to_string(),
+            probability: Some(0.9),
+        }
+    }
+
+    /// Every opened element is closed, in order.
+    fn assert_well_formed(page: &str) {
+        let body = page.split("<script>").next().unwrap();
+        let mut open = Vec::new();
+        for part in body.split('<').skip(1).filter(|part| !part.starts_with('!')) {
+            let (tag, _) = part.split_once('>').expect("a tag is closed");
+            let name = tag.split([' ', '\n']).next().unwrap().trim_end_matches('/');
+            if let Some(name) = name.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "before {part:.60}");
+            } else if !tag.ends_with('/') && !["meta", "img"].contains(&name) {
+                open.push(name);
+            }
+        }
+        assert_eq!(open, ["html", "body"]);
+    }
+
+    #[test]
+    fn an_empty_report_has_no_sections() -> Result<()> {
+        let page = render(&Report { title: "empty".to_string(), ..Report::default() })?;
+        assert!(page.starts_with("<!DOCTYPE html>") && page.contains("<title>empty</title>"));
+        assert_eq!(headings(&page), Vec::<&str>::new());
+        assert_well_formed(&page);
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_report_has_all_sections_and_nothing_from_elsewhere() -> Result<()> {
+        let classes = vec!["cat".to_string(), "dog".to_string()];
+        let score = |name: &str| ClassScores {
+            name: name.to_string(),
+            precision: 0.5,
+            recall: f64::NAN,
+            f1: 0.25,
+            support: 1234,
+        };
+        let page = render(&Report {
+            title: "a run".to_string(),
+            subtitle: "of a test".to_string(),
+            runs: vec![run("a", 0.9)],
+            confusion: Some(ConfusionMatrix { classes: classes.clone(), counts: vec![8, 2, 0, 10] }),
+            classes: classes.iter().map(|class| score(class)).collect(),
+            examples: vec![example(Some("cat"), "cat"), example(Some("cat"), "dog"), example(None, "dog")],
+            mistakes: vec![example(Some("cat"), "dog")],
+            charts: vec![Chart { title: "Residuals".to_string(), ..Chart::default() }],
+            figures: vec![Figure {
+                title: "Tree".to_string(),
+                svg: "<svg viewBox=\"0 0 1 1\"></svg>".to_string(),
+                description: "a tree".to_string(),
+            }],
+            tables: vec![Table {
+                title: "Coefficients".to_string(),
+                columns: vec!["Name".to_string(), "Value".to_string()],
+                rows: vec![vec!["x".into(), 0.5.into()]],
+                ..Table::default()
+            }],
+            machine: vec![("threads".to_string(), "2".to_string())],
+            timings: vec![("training".to_string(), 81.2)],
+            warnings: vec!["odd".to_string()],
+            ..Report::default()
+        })?;
+        assert_eq!(
+            headings(&page),
+            [
+                "Results",
+                "Curves",
+                "Confusion matrix",
+                "Classes",
+                "Most confident mistakes",
+                "Predictions",
+                "Figures",
+                "Tables",
+                "Machine and time",
+                "Recipe"
+            ]
+        );
+        assert_well_formed(&page);
+        // No address but pictures in the page and the name of SVG in the script.
+        assert_eq!(page.matches("http").count(), page.matches("http-equiv").count() + 1);
+        assert!(!page.contains("<link") && !page.contains("@import") && !page.contains("url("));
+        for text in [
+            "Test accuracy",
+            "89.00%",
+            "epoch 2, step 20",
+            "1 min 23 s",
+            "80.0%",
+            "1 of 2 right.",
+            "1,234",
+            "1 min 21 s",
+        ] {
+            assert!(page.contains(text), "{text}");
+        }
+        assert_eq!(
+            (page.matches("<li class=\"right\">").count(), page.matches("<li class=\"wrong\">").count()),
+            (1, 2)
+        );
+        assert!(page.contains("alt=\"7.png: predicted dog, label cat\""));
+        Ok(())
+    }
+
+    #[test]
+    fn texts_are_escaped_and_cut() -> Result<()> {
+        let evil = "<script>alert('x')</script>";
+        let long = "ä".repeat(TEXT_LETTERS + 1);
+        let text = |text: &str| Example {
+            input: Sample::Text(text.to_string()),
+            name: evil.to_string(),
+            ..example(Some(evil), "b")
+        };
+        let mut bad = run(evil, 0.5);
+        bad.recipe = json!({evil: evil});
+        bad.records
+            .iter_mut()
+            .for_each(|record| record.values.extend([(evil.to_string(), record.step as f64)]));
+        let report = Report {
+            title: evil.to_string(),
+            runs: vec![bad, run("other", 0.6)],
+            confusion: Some(ConfusionMatrix { classes: vec![evil.to_string()], counts: vec![1] }),
+            examples: vec![text(evil), text(&long)],
+            tables: vec![Table {
+                title: evil.to_string(),
+                columns: vec![evil.to_string()],
+                rows: vec![vec![evil.into()]],
+                note: evil.to_string(),
+            }],
+            machine: vec![(evil.to_string(), evil.to_string())],
+            timings: vec![(evil.to_string(), 1.0)],
+            warnings: vec![evil.to_string()],
+            ..Report::default()
+        };
+        let page = render(&report)?;
+        assert_eq!(page.matches("<script>").count(), 1, "the page's own");
+        assert!(page.contains(&format!("{}…", "ä".repeat(TEXT_LETTERS))) && !page.contains(&long));
+        assert_well_formed(&page);
+        Ok(())
+    }
+
+    #[test]
+    fn runs_are_compared_by_scores_and_by_what_differs_in_their_recipes() -> Result<()> {
+        let mut third = run("third", 0.95);
+        third.recipe =
+            json!({"optimizer": {"lr": 0.2, "betas": [0.9, 0.999]}, "seed": 1, "name": "third", "ema": null});
+        let page = render(&Report {
+            title: "three".to_string(),
+            runs: vec![run("first", 0.9), run("second", 0.8), third],
+            ..Report::default()
+        })?;
+        assert_eq!(headings(&page), ["Results", "Where the recipes differ", "Curves", "Recipes"]);
+        assert_eq!(
+            page.matches("class=\"number best\">95.00%").count(),
+            2,
+            "best and last validation accuracy of the third run"
+        );
+        assert!(!page.contains("class=\"number best\">90.00%"));
+        let part =
+            page.split("Where the recipes differ</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+        let keys: Vec<&str> =
+            part.split("<th scope=\"row\">").skip(1).map(|cell| cell.split('<').next().unwrap()).collect();
+        assert_eq!(keys, ["ema", "name", "optimizer.lr"]);
+        assert_well_formed(&page);
+        Ok(())
+    }
+
+    #[test]
+    fn equal_recipes_are_said_to_be_equal() {
+        let table = differences(&[run("a", 0.5), run("a", 0.6)]).unwrap();
+        assert!(table.rows.is_empty() && table.note.contains("equal"));
+        let unknown = || RunData { recipe: Json::Null, ..run("a", 0.5) };
+        assert!(differences(&[unknown(), unknown()]).is_none());
+    }
+
+    #[test]
+    fn many_classes_are_shown_by_their_worst() -> Result<()> {
+        let size = 120;
+        let names: Vec<String> = (0..size).map(|class| format!("class {class}")).collect();
+        let mut counts = vec![0; size * size];
+        for class in 0..size {
+            counts[class * size + class] = 50;
+        }
+        counts[7 * size + 9] = 12;
+        counts[9 * size + 7] = 3;
+        let classes = names.iter().enumerate().map(|(index, name)| ClassScores {
+            name: name.clone(),
+            precision: 1.0,
+            recall: 1.0,
+            f1: 1.0 - index as f64 / 200.0,
+            support: 50,
+        });
+        let page = render(&Report {
+            classes: classes.collect(),
+            confusion: Some(ConfusionMatrix { classes: names, counts }),
+            ..Report::default()
+        })?;
+        let pairs =
+            page.split("most confused pairs</caption>").nth(1).unwrap().split("</table>").next().unwrap();
+        assert_eq!(pairs.matches("<tr>").count(), 3, "a head and two pairs");
+        assert!(pairs.find("19.35%").unwrap() < pairs.find("5.66%").unwrap());
+        assert!(
+            page.contains("15 mistakes in 6,015 samples.")
+                && page.contains("alt=\"Confusion matrix of 120 classes")
+        );
+        let worst = page.split("lowest F1</caption>").nth(1).unwrap().split("</table>").next().unwrap();
+        assert!(
+            worst.matches("<tr>").count() == 11
+                && worst.contains("class 119")
+                && !worst.contains("class 109<")
+        );
+        assert_well_formed(&page);
+        Ok(())
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        let confusion = Some(ConfusionMatrix { classes: vec!["a".to_string()], counts: vec![1, 2] });
+        assert!(render(&Report { confusion, ..Report::default() }).is_err());
+        let bad = Example { input: Sample::Png(b"GIF".to_vec()), ..example(None, "a") };
+        assert!(
+            render(&Report { examples: vec![bad], ..Report::default() })
+                .unwrap_err()
+                .to_string()
+                .contains("`7.png` is no PNG")
+        );
+        let table = Table {
+            columns: vec!["a".to_string()],
+            rows: vec![vec![1.0.into(), 2.0.into()]],
+            ..Table::default()
+        };
+        assert!(render(&Report { tables: vec![table], ..Report::default() }).is_err());
+    }
+
+    #[test]
+    fn bytes_become_base64() {
+        // RFC 4648, section 10.
+        for (text, encoded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(data_uri(text.as_bytes()), format!("data:image/png;base64,{encoded}"));
+        }
+    }
+
+    #[test]
+    fn without_a_summary_the_last_records_are_the_results() {
+        let run = RunData { summary: None, ..run("a", 0.9) };
+        let scores = scores(&run);
+        assert_eq!(scores.len(), 1);
+        assert_eq!((scores[0].0, scores[0].1.step), ("last validation", 30));
+        assert_eq!(results(&run, "accuracy").unwrap().rows[0][1], Cell::Percent(0.9));
+    }
 }

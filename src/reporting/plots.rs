@@ -16,12 +16,15 @@ pub struct Chart {
     pub x_label: String,
     /// Name of the vertical axis, where the title does not say it.
     pub y_label: String,
-    /// What is drawn, the most important first.
+    /// What is drawn, the most important first. The place in this list gives a series its colour and dashes; one without points is
+    /// left out but keeps its place.
     pub series: Vec<Series>,
     /// How the vertical axis is divided.
     pub y_scale: Scale,
     /// Whether the values are fractions that are read as percentages.
     pub percent: bool,
+    /// What the horizontal axis reaches over, where the points alone should not say it.
+    pub x_range: Option<(f64, f64)>,
     /// A second division of the horizontal axis, drawn above: epochs over steps.
     pub ticks_above: Option<TicksAbove>,
     /// A sentence below the chart; may be empty.
@@ -90,19 +93,19 @@ const ROOM_FOR_DOTS: usize = 60;
 /// From this many points on, a noisy line gets a running mean.
 const NOISY_POINTS: usize = 60;
 /// How many colours the style sheet has.
-const COLORS: usize = 8;
+pub(super) const COLORS: usize = 8;
 /// How many kinds of dashes the style sheet has, the unbroken line being the first.
 const DASHES: usize = 4;
 
 /// The chart as an HTML figure with caption, legend and note, for a page with the report's style sheet.
 pub fn figure(chart: &Chart) -> String {
     let mut html = format!("<figure class=\"plot\">\n<figcaption>{}</figcaption>\n", escape(&chart.title));
-    if chart.series.len() > 1 {
+    if shown_series(chart).count() > 1 {
         html.push_str("<ul class=\"legend\">");
-        for (index, series) in chart.series.iter().enumerate() {
+        for (index, series) in shown_series(chart) {
             html.push_str(&format!(
                 "<li><svg class=\"key\" viewBox=\"0 0 26 10\" aria-hidden=\"true\">{}</svg>{}</li>",
-                key(index, series),
+                key(chart, index),
                 escape(&series.name)
             ));
         }
@@ -117,12 +120,17 @@ pub fn figure(chart: &Chart) -> String {
     html
 }
 
+/// The series that have points, each with its place among all.
+fn shown_series(chart: &Chart) -> impl Iterator<Item = (usize, &Series)> {
+    chart.series.iter().enumerate().filter(|(_, series)| !series.points.is_empty())
+}
+
 /// The chart as an SVG file of its own, with title and legend, for light and dark surroundings.
 pub fn svg_document(chart: &Chart) -> String {
     let mut head = format!("<text class=\"heading\" x=\"0\" y=\"16\">{}</text>\n", escape(&chart.title));
     let (mut x, mut y) = (0.0, 36.0);
-    if chart.series.len() > 1 {
-        for (index, series) in chart.series.iter().enumerate() {
+    if shown_series(chart).count() > 1 {
+        for (index, series) in shown_series(chart) {
             let width = 46.0 + series.name.chars().count() as f64 * 6.6;
             if x > 0.0 && x + width > WIDTH {
                 (x, y) = (0.0, y + 18.0);
@@ -130,7 +138,7 @@ pub fn svg_document(chart: &Chart) -> String {
             head.push_str(&format!(
                 "<g class=\"key\" transform=\"translate({x:.1} {:.1})\">{}</g><text x=\"{:.1}\" y=\"{y:.1}\">{}</text>\n",
                 y - 9.0,
-                key(index, series),
+                key(chart, index),
                 x + 32.0,
                 escape(&series.name)
             ));
@@ -159,10 +167,9 @@ pub fn svg_document(chart: &Chart) -> String {
 /// The drawing alone, without title and legend.
 fn drawing(chart: &Chart) -> String {
     let frame = Frame::of(chart);
-    let log = if frame.y.log { " data-log=\"1\"" } else { "" };
     let percent = if chart.percent { " data-percent=\"1\"" } else { "" };
     format!(
-        "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" data-x=\"{}\"{log}{percent}>\n\
+        "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" data-x=\"{}\"{percent}>\n\
          <title>{}</title>\n<desc>{}</desc>\n{}</svg>\n",
         escape(&chart.x_label),
         escape(&chart.title),
@@ -176,7 +183,7 @@ fn inside(chart: &Chart, frame: &Frame) -> String {
     // The first series is the most important one and is drawn last, on top.
     for (index, series) in chart.series.iter().enumerate().rev() {
         svg.push_str(&match series.mark {
-            Mark::Line | Mark::NoisyLine | Mark::LineWithDots | Mark::Reference => line(index, series, frame),
+            Mark::Line | Mark::NoisyLine | Mark::LineWithDots | Mark::Reference => line(chart, index, frame),
             Mark::Dots => dots(index, series, frame),
             Mark::Bars => bars(index, series, frame),
         });
@@ -220,7 +227,7 @@ impl Frame {
         let shown =
             || chart.series.iter().flat_map(|series| series.points.iter()).filter(|point| finite(point));
         let has = |marks: &[Mark]| chart.series.iter().any(|series| marks.contains(&series.mark));
-        let (x_low, x_high) = bounds(shown().map(|point| point.0));
+        let (x_low, x_high) = chart.x_range.unwrap_or_else(|| bounds(shown().map(|point| point.0)));
         let (y_low, y_high) = bounds(shown().map(|point| point.1));
         let log = match chart.y_scale {
             Scale::Linear => false,
@@ -228,13 +235,7 @@ impl Frame {
             Scale::Auto => y_low > 0.0 && y_high / y_low > 50.0 && !has(&[Mark::Bars]),
         };
 
-        let mut y = Axis {
-            low: y_low,
-            high: y_high,
-            log,
-            start: HEIGHT - 34.0,
-            end: if chart.ticks_above.is_some() { 34.0 } else { 20.0 },
-        };
+        let mut y = Axis { low: y_low, high: y_high, log, start: HEIGHT - 34.0, end: 8.0 };
         if log {
             let positive = bounds(shown().map(|point| point.1).filter(|value| *value > 0.0));
             let (low, high) =
@@ -257,6 +258,8 @@ impl Frame {
                 y.high = y.high.min(1.0);
             }
         }
+        y.end += if log || !chart.y_label.is_empty() { 15.0 } else { 0.0 };
+        y.end += if chart.ticks_above.is_some() { 21.0 } else { 0.0 };
         let y_ticks = labelled(&y.ticks(5), chart.percent);
         let longest = y_ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
         let above = chart.ticks_above.as_ref().map_or(0, |ticks| ticks.label.chars().count());
@@ -273,7 +276,7 @@ impl Frame {
             let margin = if widest > 0.0 { widest * 0.6 } else { (x_high - x_low) * 0.03 };
             (x_low, x_high) = (x_low - margin, x_high + margin);
         }
-        let x = Axis { low: x_low, high: x_high, log: false, start: left, end: WIDTH - 10.0 };
+        let x = Axis { low: x_low, high: x_high, log: false, start: left, end: WIDTH - 14.0 };
         Frame { x, y, y_ticks }
     }
 
@@ -313,7 +316,7 @@ fn even_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let step = [1.0, 2.0, 5.0, 10.0]
         .into_iter()
         .map(|factor| factor * power)
-        .find(|step| *step >= rough * 0.999)
+        .find(|step| *step >= rough * 0.72)
         .unwrap_or(power * 10.0);
     let (first, last) = ((low / step - 1e-9).ceil(), (high / step + 1e-9).floor());
     // Counted, not added up: 0.1 + 0.2 is not 0.3.
@@ -407,11 +410,9 @@ fn axes(chart: &Chart, frame: &Frame) -> String {
     }
     svg.push_str("\"/>\n");
     for (tick, label) in &ticks {
-        // The last text would stand out over the edge if it was centred there.
-        let place = x.place(*tick);
-        let (place, anchor) = if place > x.end - 12.0 { (x.end, "end") } else { (place, "middle") };
         svg.push_str(&format!(
-            "<text x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>\n",
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>\n",
+            x.place(*tick),
             y.start + 17.0
         ));
     }
@@ -424,7 +425,7 @@ fn axes(chart: &Chart, frame: &Frame) -> String {
         ));
     }
     if let Some(above) = &chart.ticks_above {
-        let place = y.end - 8.0;
+        let place = y.end - 12.0;
         svg.push_str(&format!(
             "<text x=\"{:.1}\" y=\"{place:.1}\" text-anchor=\"end\">{}</text>\n",
             x.start - 6.0,
@@ -449,14 +450,15 @@ fn axes(chart: &Chart, frame: &Frame) -> String {
     svg
 }
 
-fn line(index: usize, series: &Series, frame: &Frame) -> String {
+fn line(chart: &Chart, index: usize, frame: &Frame) -> String {
+    let series = &chart.series[index];
     let segments = segments(series, frame);
     let points: usize = segments.iter().map(Vec::len).sum();
     let noisy = series.mark == Mark::NoisyLine && points >= NOISY_POINTS;
     let dotted = has_dots(series);
     let (class, dash) = match series.mark {
         Mark::Reference => ("reference", 0),
-        _ => ("line", dash(index, series)),
+        _ => ("line", dash(chart, index)),
     };
     let mut svg = String::new();
     for segment in &segments {
@@ -477,11 +479,13 @@ fn line(index: usize, series: &Series, frame: &Frame) -> String {
             continue;
         };
         // A line through one point cannot be seen; a dot can.
-        if !dotted && let Some(place) = frame.place(&only) {
+        if (!dotted || points == 1)
+            && let Some(place) = frame.place(&only)
+        {
             svg.push_str(&dot(index, place, "dot", 3.2));
         }
     }
-    if dotted {
+    if dotted && points > 1 {
         for place in series.points.iter().filter_map(|point| frame.place(point)) {
             svg.push_str(&dot(index, place, "dot", 2.6));
         }
@@ -542,8 +546,8 @@ fn dot(index: usize, (x, y): (f64, f64), class: &str, radius: f64) -> String {
                 y - reach
             )
         }
-        1 if class.starts_with("scatter") => {
-            let side = radius * 1.7;
+        1 => {
+            let side = radius * 1.75;
             format!(
                 "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{side:.1}\" height=\"{side:.1}\"/>",
                 x - side / 2.0,
@@ -588,7 +592,8 @@ fn bar_width(series: &Series) -> f64 {
 }
 
 /// What stands for a series in a legend, 26 by 10.
-fn key(index: usize, series: &Series) -> String {
+fn key(chart: &Chart, index: usize) -> String {
+    let series = &chart.series[index];
     let color = index % COLORS;
     match series.mark {
         Mark::Dots => {
@@ -596,10 +601,14 @@ fn key(index: usize, series: &Series) -> String {
         }
         Mark::Bars => format!("<rect class=\"bar s{color}\" x=\"7\" y=\"0\" width=\"12\" height=\"10\"/>"),
         Mark::Reference => "<line class=\"reference\" x1=\"1\" y1=\"5\" x2=\"25\" y2=\"5\"/>".to_string(),
+        // One point is drawn as a dot.
+        Mark::Line | Mark::NoisyLine | Mark::LineWithDots if series.points.len() == 1 => {
+            dot(index, (13.0, 5.0), "dot", 3.2)
+        }
         Mark::Line | Mark::NoisyLine | Mark::LineWithDots => {
             let line = format!(
                 "<line class=\"line s{color} d{}\" x1=\"1\" y1=\"5\" x2=\"25\" y2=\"5\"/>",
-                dash(index, series)
+                dash(chart, index)
             );
             if has_dots(series) { line + &dot(index, (13.0, 5.0), "dot", 2.6) } else { line }
         }
@@ -610,9 +619,10 @@ fn has_dots(series: &Series) -> bool {
     series.mark == Mark::LineWithDots && series.points.len() <= ROOM_FOR_DOTS
 }
 
-/// Which dashes a line has: none where dots mark it already, or where it is the chart's first.
-fn dash(index: usize, series: &Series) -> usize {
-    if has_dots(series) && index < COLORS { 0 } else { index % DASHES }
+/// Which dashes a line has: none where dots mark it already, or where it is the chart's only one.
+fn dash(chart: &Chart, index: usize) -> usize {
+    let told_apart = has_dots(&chart.series[index]) && index < COLORS;
+    if told_apart || shown_series(chart).count() == 1 { 0 } else { index % DASHES }
 }
 
 /// The parts of a line between points that cannot be drawn.
@@ -647,7 +657,7 @@ fn thinned(points: &[(f64, f64)], whole: usize) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The mean of the `window` points around each, of fewer at the ends.
+/// The mean of the `window` points around each, of fewer at the two ends.
 fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let reach = window / 2;
     // Sums up to each point; the mean is taken from differences to the first value, which are small.
@@ -658,9 +668,9 @@ fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
         sums.push(sums[sums.len() - 1] + (point.1 - origin));
     }
     let mean = |index: usize| {
-        // As many on either side, so that a slope at an end is not bent.
-        let reach = reach.min(index).min(points.len() - 1 - index);
-        let (first, last) = (index - reach, index + reach + 1);
+        // At the beginning as many on either side, so that a steep start keeps its height; at the end, where lines are flat, all
+        // that there are.
+        let (first, last) = (index - reach.min(index), (index + reach.min(index) + 1).min(points.len()));
         origin + (sums[last] - sums[first]) / (last - first) as f64
     };
     (0..points.len()).map(|index| (points[index].0, mean(index))).collect()
@@ -671,7 +681,7 @@ fn description(chart: &Chart) -> String {
     let value = |value: f64| if chart.percent { percent(value) } else { number(value) };
     let over = if chart.x_label.is_empty() { "x" } else { &chart.x_label };
     let mut parts = Vec::new();
-    for series in &chart.series {
+    for (_, series) in shown_series(chart) {
         let points: Vec<_> = series.points.iter().filter(|point| finite(point)).collect();
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
             parts.push(format!("{}: no values", series.name));
@@ -792,14 +802,19 @@ mod tests {
     }
 
     #[test]
-    fn a_running_mean_follows_a_slope_to_its_ends() {
-        let zigzag = |step: i32| 3.0 * f64::from(step) + if step % 2 == 0 { 1.0 } else { -1.0 };
-        let points: Vec<(f64, f64)> = (0..50).map(|step| (f64::from(step), zigzag(step))).collect();
+    fn a_running_mean_keeps_a_steep_start_and_calms_the_end() {
+        let zigzag = |step: i32| if step % 2 == 0 { 1.0 } else { -1.0 };
+        let slope = |step: i32| if step < 25 { 3.0 * f64::from(25 - step) } else { 0.0 };
+        let points: Vec<(f64, f64)> =
+            (0..50).map(|step| (f64::from(step), slope(step) + zigzag(step))).collect();
         let mean = running_mean(&points, 11);
         assert_eq!(mean.len(), 50);
-        assert_eq!((mean[0], mean[49]), (points[0], points[49]));
-        for (x, y) in &mean[5..45] {
-            assert!((y - 3.0 * x).abs() < 0.1, "{x}: {y}");
+        assert_eq!(mean[0], points[0]);
+        for (x, y) in &mean[5..20] {
+            assert!((y - slope(*x as i32)).abs() < 0.1, "{x}: {y}");
+        }
+        for (x, y) in &mean[31..] {
+            assert!(y.abs() < 0.2, "{x}: {y}");
         }
     }
 
@@ -888,14 +903,14 @@ mod tests {
 
     #[test]
     fn the_values_under_the_pointer_are_the_given_ones() {
-        let points = vec![(12_345.0, 2.302_585), (60_000.0, 1e-7)];
+        let points = vec![(12_345.0, 2.512_345), (60_000.0, 1e-7)];
         let svg = drawing(&Chart { series: vec![series("a", Mark::Line, points)], ..Chart::default() });
-        assert_eq!(attributes(&svg, "data-v"), ["12345 2.3026,60000 0.0000001"]);
+        assert_eq!(attributes(&svg, "data-v"), ["12345 2.5123,60000 0.0000001"]);
     }
 
     #[test]
     fn names_are_escaped_everywhere() {
-        let evil = "</title><script>alert(\"1\")</script>&'\u{1}";
+        let evil = "</title><script>alert(\"quoted\")</script>&'\u{1}";
         let points = vec![(0.0, 1.0), (1.0, 2.0)];
         let chart = Chart {
             title: evil.to_string(),
@@ -907,8 +922,8 @@ mod tests {
             ..Chart::default()
         };
         for text in [figure(&chart), svg_document(&chart)] {
-            assert!(!text.contains("<script") && !text.contains('\u{1}') && !text.contains("\"1\""));
-            assert!(text.contains("&lt;script&gt;alert(&quot;1&quot;)"));
+            assert!(!text.contains("<script") && !text.contains('\u{1}') && !text.contains("\"quoted\""));
+            assert!(text.contains("&lt;script&gt;alert(&quot;quoted&quot;)"));
         }
     }
 

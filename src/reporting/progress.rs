@@ -276,7 +276,7 @@ fn status_text(status: &Status) -> String {
 
 fn bar_style(span: &Arc<Span>) -> ProgressStyle {
     let template = match span.length {
-        Some(_) => "{prefix} [{bar:24}] {pos}/{len} {left}  {wide_msg}",
+        Some(_) => "{prefix} [{bar:12}] {pos}/{len} {left}  {wide_msg}",
         None => "{prefix} {spinner} {pos} {elapsed}  {wide_msg}",
     };
     let span = span.clone();

@@ -10,6 +10,21 @@ use tch::Kind;
 use super::{Evaluation, Evaluator, Outcome};
 use crate::distributed::Reducer;
 
+/// The metrics that [`ClassificationEvaluator`] and the running sums of a classification task yield.
+pub const METRICS: &[&str] = &[
+    "loss",
+    "accuracy",
+    "top5_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "weighted_precision",
+    "weighted_recall",
+    "weighted_f1",
+    "auroc",
+    "average_precision",
+];
+
 /// Precision, recall and F1 of one class; 0 where the denominator is 0 (`zero_division=0`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ClassScores {
@@ -23,155 +38,233 @@ pub struct ClassScores {
     pub f1: f64,
     /// Samples of the class.
     pub support: u64,
+    /// Area under the ROC curve of this class against the rest; none where either side is empty.
+    pub auroc: Option<f64>,
+    /// Area under the precision-recall curve as a sum over thresholds; none where the class does not occur.
+    pub average_precision: Option<f64>,
 }
 
-/// One sample's outcome.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Judged {
-    sample: usize,
-    target: usize,
-    predicted: usize,
-    probability: f64,
-}
-
-/// Collects predicted and true classes.
+/// Collects true classes and the probabilities of all classes.
 pub struct ClassificationEvaluator {
     classes: Vec<String>,
-    judged: Vec<Judged>,
+    samples: Vec<usize>,
+    targets: Vec<usize>,
+    /// `[sample, class]`
+    probabilities: Vec<f32>,
 }
 
 impl ClassificationEvaluator {
     /// An empty collection for these classes.
     pub fn new(classes: Vec<String>) -> Self {
-        Self { classes, judged: Vec::new() }
-    }
-}
-
-impl Evaluator for ClassificationEvaluator {
-    /// `prediction` is `[batch, classes]` logits, `target` `[batch]` class numbers.
-    fn add(&mut self, samples: &[usize], outcome: &Outcome) -> Result<()> {
-        let probabilities = outcome.prediction.f_to_kind(Kind::Float)?.f_softmax(-1, Kind::Float)?;
-        let (probability, predicted) = probabilities.f_max_dim(-1, false)?;
-        let probability = Vec::<f64>::try_from(probability.f_to_kind(Kind::Double)?)?;
-        let predicted = Vec::<i64>::try_from(predicted)?;
-        let target = Vec::<i64>::try_from(outcome.target.f_to_kind(Kind::Int64)?)?;
-        for (position, &sample) in samples.iter().enumerate() {
-            self.judged.push(Judged {
-                sample,
-                target: target[position] as usize,
-                predicted: predicted[position] as usize,
-                probability: probability[position],
-            });
-        }
-        Ok(())
+        Self { classes, samples: Vec::new(), targets: Vec::new(), probabilities: Vec::new() }
     }
 
-    fn gather(&mut self, reducer: &mut dyn Reducer) -> Result<()> {
-        let flat = |judged: &Judged| {
-            [judged.sample as f64, judged.target as f64, judged.predicted as f64, judged.probability]
-        };
-        let rows = reducer.gather(self.judged.iter().flat_map(flat).collect())?;
-        self.judged = rows
-            .chunks_exact(4)
-            .map(|row| Judged {
-                sample: row[0] as usize,
-                target: row[1] as usize,
-                predicted: row[2] as usize,
-                probability: row[3],
-            })
-            .collect();
-        self.judged.sort_by_key(|judged| judged.sample);
-        self.judged.dedup_by_key(|judged| judged.sample);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<Evaluation> {
+    /// The probabilities of one sample.
+    fn row(&self, position: usize) -> &[f32] {
         let size = self.classes.len();
-        let mut counts = vec![0u64; size * size];
-        for judged in &self.judged {
-            counts[judged.target * size + judged.predicted] += 1;
-        }
-        let scores = class_scores(&self.classes, &counts);
-        // Classes that neither occur nor are predicted do not count, as in scikit-learn, which never sees them.
-        let present: Vec<&ClassScores> = scores
-            .iter()
-            .enumerate()
-            .filter(|(class, scores)| {
-                scores.support > 0 || (0..size).any(|row| counts[row * size + class] > 0)
-            })
-            .map(|(_, scores)| scores)
-            .collect();
-        let mean = |value: fn(&ClassScores) -> f64| {
-            present.iter().map(|scores| value(scores)).sum::<f64>() / present.len() as f64
-        };
-        let metrics = BTreeMap::from([
-            ("macro_precision".to_owned(), mean(|scores| scores.precision)),
-            ("macro_recall".to_owned(), mean(|scores| scores.recall)),
-            ("macro_f1".to_owned(), mean(|scores| scores.f1)),
-        ]);
-        // The most confident mistakes first: what a person wants to see.
-        let mut mistakes: Vec<&Judged> =
-            self.judged.iter().filter(|judged| judged.target != judged.predicted).collect();
-        mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.sample.cmp(&b.sample)));
-        let listed = |judged: &Judged| {
-            json!({
-                "sample": judged.sample,
-                "label": judged.target,
-                "predicted": judged.predicted,
-                "probability": judged.probability,
-            })
-        };
-        let details = json!({
-            "classes": scores,
-            "confusion": counts,
-            "mistakes": mistakes.iter().take(20).map(|judged| listed(judged)).collect::<Vec<_>>(),
-            "examples": self.judged.iter().take(40).map(listed).collect::<Vec<_>>(),
-        });
-        Ok(Evaluation { metrics, details })
+        &self.probabilities[position * size..(position + 1) * size]
     }
-}
 
-/// Scores of each class from a confusion matrix `[true, predicted]`, row-major.
-pub fn class_scores(classes: &[String], counts: &[u64]) -> Vec<ClassScores> {
-    let size = classes.len();
-    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    classes
-        .iter()
-        .enumerate()
-        .map(|(class, name)| {
+    /// The scores of each class against the rest.
+    fn class_scores(&self, counts: &[u64]) -> Vec<ClassScores> {
+        let size = self.classes.len();
+        let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+        let scores = |(class, name): (usize, &String)| {
             let right = counts[class * size + class];
             let support: u64 = counts[class * size..(class + 1) * size].iter().sum();
             let predicted: u64 = (0..size).map(|row| counts[row * size + class]).sum();
+            let mut ranked: Vec<(f32, bool)> = (0..self.targets.len())
+                .map(|position| (self.row(position)[class], self.targets[position] == class))
+                .collect();
+            ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
             ClassScores {
                 class: name.clone(),
                 precision: ratio(right, predicted),
                 recall: ratio(right, support),
                 f1: ratio(2 * right, predicted + support),
                 support,
+                auroc: area_under_roc(&ranked),
+                average_precision: average_precision(&ranked),
             }
-        })
-        .collect()
+        };
+        self.classes.iter().enumerate().map(scores).collect()
+    }
+
+    /// Share of the samples whose class is among the `k` most probable; of equal ones the later class counts as more probable, as
+    /// in `top_k_accuracy_score`.
+    fn top_k_accuracy(&self, k: usize) -> f64 {
+        let within = |position: usize| {
+            let (row, target) = (self.row(position), self.targets[position]);
+            let ahead =
+                |class: usize| row[class] > row[target] || (row[class] == row[target] && class > target);
+            (0..row.len()).filter(|&class| ahead(class)).count() < k
+        };
+        (0..self.targets.len()).filter(|&position| within(position)).count() as f64
+            / self.targets.len() as f64
+    }
+}
+
+impl Evaluator for ClassificationEvaluator {
+    /// `prediction` is `[batch, classes]` logits, `target` `[batch]` class numbers.
+    fn add(&mut self, samples: &[usize], outcome: &Outcome) -> Result<()> {
+        let probabilities = outcome.prediction.f_softmax(-1, Kind::Float)?.f_flatten(0, -1)?;
+        self.probabilities.extend(Vec::<f32>::try_from(probabilities)?);
+        let targets = Vec::<i64>::try_from(outcome.target.f_to_kind(Kind::Int64)?)?;
+        self.targets.extend(targets.into_iter().map(|target| target as usize));
+        self.samples.extend_from_slice(samples);
+        Ok(())
+    }
+
+    fn gather(&mut self, reducer: &mut dyn Reducer) -> Result<()> {
+        if reducer.world_size() == 1 {
+            return Ok(());
+        }
+        let size = self.classes.len();
+        let mut rows = Vec::with_capacity(self.samples.len() * (size + 2));
+        for (position, (&sample, &target)) in self.samples.iter().zip(&self.targets).enumerate() {
+            rows.extend([sample as f64, target as f64]);
+            rows.extend(self.row(position).iter().map(|&probability| f64::from(probability)));
+        }
+        let gathered = reducer.gather(rows)?;
+        let mut rows: Vec<&[f64]> = gathered.chunks_exact(size + 2).collect();
+        rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        rows.dedup_by(|a, b| a[0] == b[0]);
+        self.samples = rows.iter().map(|row| row[0] as usize).collect();
+        self.targets = rows.iter().map(|row| row[1] as usize).collect();
+        self.probabilities = rows.iter().flat_map(|row| row[2..].iter().map(|&value| value as f32)).collect();
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Evaluation> {
+        let size = self.classes.len();
+        let predicted: Vec<usize> =
+            (0..self.targets.len()).map(|position| first_largest(self.row(position))).collect();
+        let mut counts = vec![0u64; size * size];
+        for (&target, &predicted) in self.targets.iter().zip(&predicted) {
+            counts[target * size + predicted] += 1;
+        }
+        let scores = self.class_scores(&counts);
+        let metrics = averages(&scores, &counts, self.top_k_accuracy(5));
+
+        let listed = |&position: &usize| {
+            json!({
+                "sample": self.samples[position],
+                "label": self.targets[position],
+                "predicted": predicted[position],
+                "probability": self.row(position)[predicted[position]],
+            })
+        };
+        // The most confident mistakes first: what a person wants to see.
+        let mut mistakes: Vec<usize> =
+            (0..predicted.len()).filter(|&position| predicted[position] != self.targets[position]).collect();
+        let confidence = |position: usize| self.row(position)[predicted[position]];
+        mistakes.sort_by(|&a, &b| confidence(b).total_cmp(&confidence(a)).then(a.cmp(&b)));
+        let details = json!({
+            "classes": scores,
+            "confusion": counts,
+            "mistakes": mistakes.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
+            "examples": (0..predicted.len().min(LISTED_EXAMPLES)).map(|position| listed(&position)).collect::<Vec<_>>(),
+        });
+        Ok(Evaluation { metrics, details })
+    }
+}
+
+const LISTED_MISTAKES: usize = 20;
+const LISTED_EXAMPLES: usize = 40;
+
+/// The first of the largest values, as `argmax` takes it.
+fn first_largest(row: &[f32]) -> usize {
+    let mut best = 0;
+    for (class, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = class;
+        }
+    }
+    best
+}
+
+/// Averages over classes. Classes that neither occur nor are predicted do not count, as in scikit-learn, which never sees them.
+fn averages(scores: &[ClassScores], counts: &[u64], top5_accuracy: f64) -> BTreeMap<String, f64> {
+    let size = scores.len();
+    let seen =
+        |class: usize| scores[class].support > 0 || (0..size).any(|row| counts[row * size + class] > 0);
+    let present: Vec<&ClassScores> =
+        (0..size).filter(|&class| seen(class)).map(|class| &scores[class]).collect();
+    let all: f64 = scores.iter().map(|scores| scores.support as f64).sum();
+    let mut metrics = BTreeMap::from([("top5_accuracy".to_owned(), top5_accuracy)]);
+    let named: [(&str, fn(&ClassScores) -> f64); 3] = [
+        ("precision", |scores| scores.precision),
+        ("recall", |scores| scores.recall),
+        ("f1", |scores| scores.f1),
+    ];
+    for (name, value) in named {
+        let macro_mean = present.iter().map(|scores| value(scores)).sum::<f64>() / present.len() as f64;
+        let weighted = present.iter().map(|scores| value(scores) * scores.support as f64).sum::<f64>() / all;
+        metrics.insert(format!("macro_{name}"), macro_mean);
+        metrics.insert(format!("weighted_{name}"), weighted);
+    }
+    // With two classes the second is the positive one; else the mean of one against the rest.
+    let area = |value: fn(&ClassScores) -> Option<f64>| {
+        let of = if size == 2 { &scores[1..] } else { scores };
+        let defined: Vec<f64> = of.iter().filter_map(value).collect();
+        if defined.is_empty() { f64::NAN } else { defined.iter().sum::<f64>() / defined.len() as f64 }
+    };
+    metrics.insert("auroc".to_owned(), area(|scores| scores.auroc));
+    metrics.insert("average_precision".to_owned(), area(|scores| scores.average_precision));
+    metrics
+}
+
+/// Groups of equal scores in descending order, as (positives, negatives).
+fn tied_groups(ranked: &[(f32, bool)]) -> impl Iterator<Item = (f64, f64)> {
+    ranked.chunk_by(|a, b| a.0 == b.0).map(|group| {
+        let positives = group.iter().filter(|(_, positive)| *positive).count();
+        (positives as f64, (group.len() - positives) as f64)
+    })
+}
+
+/// `roc_auc_score` from scores in descending order: the share of (positive, negative) pairs in the right order, ties counting half.
+fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
+    let (mut positives, mut negatives, mut pairs) = (0.0, 0.0, 0.0);
+    for (group_positives, group_negatives) in tied_groups(ranked) {
+        pairs += group_negatives * (positives + group_positives / 2.0);
+        positives += group_positives;
+        negatives += group_negatives;
+    }
+    (positives > 0.0 && negatives > 0.0).then(|| pairs / (positives * negatives))
+}
+
+/// `average_precision_score` from scores in descending order: Σ (recall − previous recall) · precision over thresholds.
+fn average_precision(ranked: &[(f32, bool)]) -> Option<f64> {
+    let all = ranked.iter().filter(|(_, positive)| *positive).count() as f64;
+    let (mut positives, mut taken, mut sum) = (0.0, 0.0, 0.0);
+    for (group_positives, group_negatives) in tied_groups(ranked) {
+        positives += group_positives;
+        taken += group_positives + group_negatives;
+        sum += group_positives / all * (positives / taken);
+    }
+    (all > 0.0).then_some(sum)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distributed::SingleProcess;
     use tch::Tensor;
 
+    fn evaluate(classes: usize, probabilities: &[f32], targets: &[i64]) -> Result<Evaluation> {
+        let names = (0..classes).map(|class| class.to_string()).collect();
+        let mut evaluator = Box::new(ClassificationEvaluator::new(names));
+        let prediction = Tensor::from_slice(probabilities).view([-1, classes as i64]).log();
+        let samples: Vec<usize> = (0..targets.len()).collect();
+        evaluator.add(&samples, &Outcome { prediction, target: Tensor::from_slice(targets) })?;
+        evaluator.finish()
+    }
+
     #[test]
-    fn scores_are_scikit_learns() -> Result<()> {
-        // precision_recall_fscore_support([0,0,1,1,1,2], [0,1,1,1,0,0], zero_division=0); class 3 never occurs.
-        let classes: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
-        let mut evaluator = Box::new(ClassificationEvaluator::new(classes));
-        let predicted = [0i64, 1, 1, 1, 0, 0];
-        let outcome = Outcome {
-            prediction: Tensor::from_slice(&predicted).one_hot(4).to_kind(Kind::Float),
-            target: Tensor::from_slice(&[0i64, 0, 1, 1, 1, 2]),
-        };
-        evaluator.add(&[0, 1, 2, 3, 4, 5], &outcome)?;
-        evaluator.gather(&mut SingleProcess)?;
-        let evaluation = evaluator.finish()?;
+    fn hand_computed_scores() -> Result<()> {
+        // Predicted 0 1 1 1 0 0 for 0 0 1 1 1 2; class 3 never occurs.
+        let one_hot = |class: usize| (0..4).map(move |other| if other == class { 0.97f32 } else { 0.01 });
+        let probabilities: Vec<f32> = [0, 1, 1, 1, 0, 0].into_iter().flat_map(one_hot).collect();
+        let evaluation = evaluate(4, &probabilities, &[0, 0, 1, 1, 1, 2])?;
         let close = |name: &str, expected: f64| {
             let value = evaluation.metrics[name];
             assert!((value - expected).abs() < 1e-12, "{name}: {value}, expected {expected}");
@@ -179,8 +272,25 @@ mod tests {
         close("macro_precision", (1.0 / 3.0 + 2.0 / 3.0 + 0.0) / 3.0);
         close("macro_recall", (0.5 + 2.0 / 3.0 + 0.0) / 3.0);
         close("macro_f1", (0.4 + 2.0 / 3.0 + 0.0) / 3.0);
+        close("weighted_f1", (2.0 * 0.4 + 3.0 * (2.0 / 3.0) + 0.0) / 6.0);
+        close("top5_accuracy", 1.0);
         assert_eq!(evaluation.details["confusion"][4], json!(1));
         assert_eq!(evaluation.details["mistakes"].as_array().map(Vec::len), Some(3));
+        Ok(())
+    }
+
+    #[test]
+    fn areas_with_ties_and_without_a_side() -> Result<()> {
+        // roc_auc_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) = 0.75, average_precision_score = 0.8333…
+        let binary: Vec<f32> = [0.1f32, 0.4, 0.35, 0.8].iter().flat_map(|&p| [1.0 - p, p]).collect();
+        let metrics = evaluate(2, &binary, &[0, 0, 1, 1])?.metrics;
+        assert!((metrics["auroc"] - 0.75).abs() < 1e-12);
+        assert!((metrics["average_precision"] - 5.0 / 6.0).abs() < 1e-12);
+        let tied = evaluate(2, &[0.5, 0.5, 0.5, 0.5], &[0, 1])?.metrics;
+        assert_eq!((tied["auroc"], tied["average_precision"]), (0.5, 0.5));
+        let single = evaluate(2, &[0.2, 0.8], &[1])?.metrics;
+        assert!(single["auroc"].is_nan());
+        assert_eq!(single["average_precision"], 1.0);
         Ok(())
     }
 }

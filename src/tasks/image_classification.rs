@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tch::{Kind, Reduction, Tensor};
 
-use super::classification::ClassificationEvaluator;
+use super::classification::{ClassificationEvaluator, METRICS};
 use super::{Evaluator, Mode, Outcome, StepOutput, Sum, Task};
 use crate::bail_input;
 use crate::data::images::{ImageBatch, Normalisation};
@@ -101,7 +101,7 @@ impl Task for ImageClassification {
     }
 
     fn metrics(&self) -> &'static [&'static str] {
-        &["loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"]
+        METRICS
     }
 
     fn weight(&self, batch: &ImageBatch, mode: Mode) -> Result<f64> {
@@ -124,9 +124,7 @@ impl Task for ImageClassification {
             .f_to_kind(Kind::Float)?
             .f_cross_entropy_loss(&batch.labels, weights, Reduction::Sum, -100, smoothing)
             .context("computing the cross-entropy")?;
-        let right = tch::no_grad(|| -> Result<Tensor> {
-            Ok(logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(Kind::Float)?)
-        })?;
+        let right = logits.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(Kind::Float)?;
         let outcome = (mode == Mode::Evaluate)
             .then(|| Outcome { prediction: logits.detach(), target: batch.labels.shallow_clone() });
         let sums = vec![Sum { name: "accuracy", total: right, weight: batch.labels.numel() as f64 }];

@@ -50,7 +50,7 @@ pub trait Task {
     /// The model's tensors.
     fn parameters(&self) -> &Parameters;
 
-    /// The names of the metrics that an evaluation yields, so that a recipe's choice is checked before anything starts.
+    /// The names of the metrics that an evaluation yields, most telling first, so that a recipe's choice is checked before anything starts.
     fn metrics(&self) -> &'static [&'static str];
 
     /// What the summed loss of a batch is divided by: samples, valid tokens, or the sum of class weights as PyTorch does. Asked for before

@@ -68,7 +68,7 @@ where
         if interrupt.asked() {
             return Ok(None);
         }
-        let loaded = loader.next()?;
+        let loaded = loader.next_batch()?;
         let weight = task.weight(&loaded.batch, Mode::Evaluate)?;
         let batch = loaded.batch.to_device(device).context("moving a batch to the device")?;
         let output = {

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod metrics;
 pub mod optimizer;
 pub mod precision;
+pub mod profile;
 pub mod run;
 pub mod schedule;
 pub mod signals;

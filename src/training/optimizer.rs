@@ -258,8 +258,10 @@ impl Optimizer {
         let patterns =
             config.groups.iter().map(|group| name_pattern(&group.pattern)).collect::<Result<Vec<_>>>()?;
         let mut matched = vec![false; patterns.len()];
-        // (factor on the rate, weight decay) and the members, in the order of first appearance.
-        let mut sorted: Vec<((f64, f64), Vec<&(String, Tensor)>)> = Vec::new();
+        /// Factor on the rate, and weight decay.
+        type Treatment = (f64, f64);
+        // The members of each treatment, in the order of first appearance.
+        let mut sorted: Vec<(Treatment, Vec<&(String, Tensor)>)> = Vec::new();
         for parameter in parameters {
             let (name, tensor) = parameter;
             let group = patterns.iter().position(|pattern| pattern.is_match(name));

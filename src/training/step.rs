@@ -1,5 +1,7 @@
 //! One optimizer step: forward and backward over the micro-batches, then one update. The path that `train` ships and that benchmarks time.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
@@ -8,6 +10,7 @@ use super::ema::MovingAverage;
 use super::metrics::Totals;
 use super::optimizer::Optimizer;
 use super::precision::{LossScaler, Precision};
+use super::profile::{Phase, Profiler};
 use crate::data::Batch;
 use crate::distributed::Reducer;
 use crate::native::{TensorList, gradients};
@@ -27,6 +30,8 @@ pub struct Stepper {
     pub average: Option<MovingAverage>,
     /// Sums since the last logged line.
     pub totals: Totals,
+    /// Where the time goes, if anyone asked.
+    pub profiler: Profiler,
     penalty: (f64, f64),
     clip_norm: Option<f64>,
     clip_value: Option<f64>,
@@ -49,6 +54,7 @@ impl Stepper {
             scaler: LossScaler::new(config.precision, device)?,
             average: config.ema.map(|decay| MovingAverage::new(decay, task.parameters())).transpose()?,
             totals: Totals::new(device),
+            profiler: Profiler::new(false, device),
             penalty: (config.l1, config.l2),
             clip_norm: config.clip_norm,
             clip_value: config.clip_value,
@@ -78,17 +84,21 @@ impl Stepper {
         // Gradients are averaged over processes after the backward pass.
         let share = reducer.world_size() as f64 / global_weight;
         for (batch, weight) in micro_batches.into_iter().zip(weights) {
+            let began = Instant::now();
             let batch = batch.to_device(self.device).context("moving a batch to the device")?;
             let output = {
                 let _autocast = self.precision.autocast(self.device)?;
                 task.step(&batch, Mode::Train)?
             };
+            self.profiler.end(Phase::Forward, began);
             let loss = output.loss_sum.f_mul_scalar(share)?;
             let loss = match &self.scaler {
                 Some(scaler) => scaler.scale(&loss)?,
                 None => loss,
             };
+            let began = Instant::now();
             loss.f_backward().context("computing gradients")?;
+            self.profiler.end(Phase::Backward, began);
             let loss_sum = output.loss_sum.detach();
             self.totals.add("loss", &loss_sum, weight)?;
             for sum in &output.sums {
@@ -96,7 +106,10 @@ impl Stepper {
             }
             gradients::watch_finite(&[&loss_sum], number as i64, &self.first_bad_step)?;
         }
-        self.update(number, lr)
+        let began = Instant::now();
+        self.update(number, lr)?;
+        self.profiler.end(Phase::Optimizer, began);
+        Ok(())
     }
 
     fn update(&mut self, number: u64, lr: f64) -> Result<()> {

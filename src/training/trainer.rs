@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
 use super::config::TrainingConfig;
 use super::evaluate::{EvaluationSettings, evaluate};
 use super::metrics::{improves, larger_is_better};
+use super::profile::{Phase, Profiler};
 use super::run::RunFolder;
 use super::schedule::Schedule;
 use super::signals::Interrupt;
@@ -45,6 +46,8 @@ pub struct Training<'a, T: Task, D: Dataset<Batch = T::Batch>> {
     pub interrupt: &'a Interrupt,
     /// Where this runs.
     pub environment: Environment,
+    /// Whether to measure where the time goes.
+    pub profile: bool,
 }
 
 /// How a training ended.
@@ -69,7 +72,7 @@ where
     T: Task,
     D: Dataset<Batch = T::Batch>,
 {
-    let Training { task, data, config, run, log, reducer, interrupt, environment } = training;
+    let Training { task, data, config, run, log, reducer, interrupt, environment, profile } = training;
     let sampler = Shuffled { len: data.train.len(), batch_size: config.batch_size, seed: config.seed };
     if data.train.is_empty() {
         bail_input!("there is no sample to train on");
@@ -80,6 +83,7 @@ where
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
     let schedule = Schedule::new(config, total, steps_per_epoch);
     let mut stepper = Stepper::new(config, task)?;
+    stepper.profiler = Profiler::new(profile, task.parameters().device());
     let mut progress = Progress::default();
     let mut metrics = MetricsLog::open(&run.file("metrics.jsonl"))?;
     let mut events;
@@ -128,18 +132,22 @@ where
             let title = format!("validation after step {}", progress.step);
             let evaluation_bar =
                 log.progress(&title, 0, Some(validation.len().div_ceil(settings.batch_size) as u64));
+            let began = Instant::now();
             swap_average(&stepper)?;
             let evaluation = evaluate(task, validation, settings, reducer, interrupt, &evaluation_bar);
             swap_average(&stepper)?;
+            stepper.profiler.end(Phase::Evaluation, began);
             if let Some(evaluation) = evaluation? {
-                let scores = Scores {
+                let mut scores = Scores {
                     step: progress.step,
                     epoch: progress.step as f64 / steps_per_epoch as f64,
                     metrics: evaluation.metrics,
                 };
                 record(&mut metrics, &mut events, Split::Validation, &scores)?;
+                // Undefined metrics (AUROC without positives) have no place in the state.
+                scores.metrics.retain(|_, value| value.is_finite());
                 is_best = judge(&mut progress, scores, config, &schedule)?;
-                log.info(describe(&progress, is_best));
+                log.info(describe(&progress, task.metrics(), &config.metric, is_best));
             }
         }
         // An early stop is known only after the evaluation.
@@ -147,12 +155,14 @@ where
         let interrupted = interrupt.asked();
         if progress.step > 0 && (interrupted || done || is_best || due(config.save_every)) {
             refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            let began = Instant::now();
             metrics.sync()?;
             events.sync()?;
             progress.metrics_lines = metrics.lines();
             progress.window = stepper.totals.save()?;
             let checkpoint = collect(&progress, &environment, task, &stepper)?;
             run.save(&checkpoint, is_best, config.keep).context("saving a checkpoint")?;
+            stepper.profiler.end(Phase::Saving, began);
         }
         if interrupted && !done {
             return Err(anyhow!(Interrupted(match progress.step {
@@ -174,7 +184,7 @@ where
         let began = Instant::now();
         let mut micro_batches = Vec::with_capacity(config.accumulate);
         while micro_batches.len() < config.accumulate {
-            let loaded = loader.next()?;
+            let loaded = loader.next_batch()?;
             progress.window_samples += loaded.samples.len() as u64;
             micro_batches.push(loaded.batch);
             progress.batch += 1;
@@ -185,6 +195,7 @@ where
             }
         }
         let waited = began.elapsed();
+        stepper.profiler.end(Phase::Data, began);
 
         // Forward, backward, update.
         let rate = schedule.rate(progress.step, &progress.plateau);
@@ -195,6 +206,7 @@ where
         // Tell.
         let logged = progress.step.is_multiple_of(config.log_every) || progress.step == total;
         if logged {
+            let began_logging = Instant::now();
             refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
             let mut values: Values = stepper.totals.means()?;
             values.insert("lr".to_owned(), rate);
@@ -219,6 +231,7 @@ where
                 metrics: values,
             };
             record(&mut metrics, &mut events, Split::Train, &scores)?;
+            stepper.profiler.end(Phase::Logging, began_logging);
         } else {
             clock.step(began, waited);
         }
@@ -227,6 +240,11 @@ where
     if progress.step < total {
         let best = progress.best.as_ref().map_or(0, |best| best.step);
         log.info(format!("stopped early: {} has not improved since step {best}", config.metric));
+    }
+    if let Some(table) = stepper.profiler.table() {
+        let trace = run.file("trace.json");
+        stepper.profiler.write_trace(&trace)?;
+        log.result(format!("where the time went (trace: {}):\n{table}", trace.display()));
     }
     Ok(Finished { samples_per_second: clock.average(), wall_seconds: clock.wall(), progress })
 }
@@ -256,10 +274,7 @@ fn judge(
     schedule: &Schedule,
 ) -> Result<bool> {
     let metric = &config.metric;
-    let value = *scores
-        .metrics
-        .get(metric)
-        .with_context(|| bad_input!("training.metric: the evaluation has no `{metric}`"))?;
+    let value = scores.metrics.get(metric).copied().unwrap_or(f64::NAN);
     let best = progress.best.as_ref().and_then(|best| best.metrics.get(metric).copied());
     let is_best = improves(metric, value, best, 0.0);
     // Patience has a reference of its own: small gains make a better checkpoint at once, and reset the patience once they add up.
@@ -278,16 +293,22 @@ fn judge(
     Ok(is_best)
 }
 
-fn describe(progress: &Progress, is_best: bool) -> String {
+/// One line about the latest evaluation: the task's first metrics and the one that decides.
+fn describe(progress: &Progress, known: &[&str], deciding: &str, is_best: bool) -> String {
     let Some(latest) = &progress.latest else { return String::new() };
+    let told = |name: &str| name == deciding || known.iter().take(HEADLINE).any(|headline| *headline == name);
     let listed: Vec<String> = latest
         .metrics
         .iter()
+        .filter(|(name, _)| told(name))
         .map(|(name, value)| format!("{name} {}", crate::reporting::format::metric(name, *value)))
         .collect();
     let mark = if is_best { " (best so far)" } else { "" };
     format!("epoch {:.2}, step {}: validation {}{mark}", latest.epoch, latest.step, listed.join(", "))
 }
+
+/// How many of a task's metrics are told after each evaluation; all of them are in `metrics.jsonl`.
+const HEADLINE: usize = 2;
 
 fn record(metrics: &mut MetricsLog, events: &mut EventWriter, split: Split, scores: &Scores) -> Result<()> {
     let record = Record { split, step: scores.step, epoch: scores.epoch, values: scores.metrics.clone() };
@@ -381,9 +402,11 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
         };
         scaler.load_state(&saved("scale")?, &saved("growth_tracker")?)?;
     }
-    let task_state = optimizer.extract_if(.., |name, _| name.starts_with("task."));
-    let task_state = task_state.map(|(name, tensor)| (name["task.".len()..].to_owned(), tensor)).collect();
-    task.load_state(task_state)?;
+    let (task_state, mut optimizer): (NamedTensors, NamedTensors) =
+        optimizer.into_iter().partition(|(name, _)| name.starts_with("task."));
+    task.load_state(
+        task_state.into_iter().map(|(name, tensor)| (name["task.".len()..].to_owned(), tensor)).collect(),
+    )?;
     stepper.optimizer.load_state(&mut optimizer)?;
     stepper.totals.load(&progress.window)?;
     Ok(progress)

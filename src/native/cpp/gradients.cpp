@@ -101,7 +101,7 @@ void multiply(const Tensors& tensors, double factor) {
 // Whether all tensors are memory of the CPU, without holes, of this type: their elements can be visited in any order.
 bool plain_memory(const Tensors& tensors, at::ScalarType type) {
   return std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) {
-    return tensor.is_cpu() && tensor.scalar_type() == type && tensor.is_non_overlapping_and_dense();
+    return suite::on_host(tensor) && tensor.scalar_type() == type && tensor.is_non_overlapping_and_dense();
   });
 }
 
@@ -150,7 +150,7 @@ char* suite_gradients_clip_by_norm(const Tensors* parameters, const at::Tensor* 
     at::NoGradGuard no_grad;
     const Tensors gradients = suite::gradients_of(*parameters);
     if (gradients.empty()) return;
-    if (total_norm->is_cpu()) {
+    if (suite::on_host(*total_norm)) {
       const double coefficient = max_norm / (total_norm->item<double>() + 1e-6);
       // A norm that is NaN must reach the gradients, so it does not count as small enough.
       if (!(coefficient >= 1)) multiply(gradients, coefficient);
@@ -213,7 +213,7 @@ char* suite_watch_finite(const at::Tensor* const* values, size_t count, int64_t 
     for (size_t i = 0; i < count; i++)
       TORCH_CHECK(values[i]->device() == first_bad->device(), "a watched value is on ", values[i]->device(),
                   " but the record of the first bad step is on ", first_bad->device());
-    if (first_bad->is_cpu()) {
+    if (suite::on_host(*first_bad)) {
       int64_t& record = *first_bad->mutable_data_ptr<int64_t>();
       for (size_t i = 0; i < count && record < 0; i++)
         if (!all_finite_on_host(*values[i])) record = step;

@@ -75,14 +75,14 @@ struct Slice {
   std::array<at::TensorList, most_states> state;
 };
 
-// The parameters that have a gradient, with their gradients and state. On the CPU the large ones come first.
+// The parameters that have a gradient, with their gradients and state, the large ones first.
 struct Group {
   Tensors parameters, gradients;
   std::array<Tensors, most_states> state;
   size_t large = 0;
   int64_t small_elements = 0;
 
-  bool on_cpu() const { return parameters.front().is_cpu(); }
+  bool on_host() const { return suite::on_host(parameters.front()); }
 
   Slice slice(size_t begin, size_t end) const {
     auto part = [&](const Tensors& tensors) { return tensors.empty() ? at::TensorList() : at::TensorList(tensors).slice(begin, end - begin); };
@@ -149,7 +149,7 @@ class OneThread {
 template <class Work>
 void share_out(const Group& group, Work&& work) {
   const size_t count = group.parameters.size();
-  if (!group.on_cpu()) return work(group.slice(0, count));
+  if (!group.on_host()) return work(group.slice(0, count));
   for (size_t i = 0; i < group.large; i++) work(group.slice(i, i + 1));
   if (group.large == count) return;
   if (group.small_elements < large_size) {
@@ -175,12 +175,14 @@ void share_out(const Group& group, Work&& work) {
 
 // Whether a fused kernel may run: it exists for the device, and the tensors are what it assumes without checking, namely equally
 // laid out memory without holes, of one type and device. Foreach operations take anything.
-bool fits_fused(const c10::OperatorHandle& kernel, const Group& group, size_t first_elementwise_state, size_t state_count) {
+bool fits_fused(const c10::OperatorHandle& kernel, const Call& call, const Group& group, size_t first_elementwise_state) {
   const at::Tensor& first = group.parameters.front();
   const at::ScalarType type = first.scalar_type();
   const at::Device device = first.device();
   // The CPU kernels take half-precision types too, but not for every rule and size.
   if (type != at::kFloat && type != at::kDouble) return false;
+  // The Metal kernels read found_inf on the host, which cannot see it.
+  if (device.is_mps() && call.found_inf) return false;
   if (!kernel.hasKernelForDispatchKey(c10::computeDispatchKey(type, at::kStrided, device))) return false;
   auto like = [&](const at::Tensor& tensor, const at::Tensor& parameter) {
     return tensor.scalar_type() == type && tensor.device() == device && tensor.sizes() == parameter.sizes() &&
@@ -189,7 +191,7 @@ bool fits_fused(const c10::OperatorHandle& kernel, const Group& group, size_t fi
   for (size_t i = 0; i < group.parameters.size(); i++) {
     const at::Tensor& parameter = group.parameters[i];
     if (!like(parameter, parameter) || !parameter.is_non_overlapping_and_dense() || !like(group.gradients[i], parameter)) return false;
-    for (size_t kind = first_elementwise_state; kind < state_count; kind++)
+    for (size_t kind = first_elementwise_state; kind < call.state_count; kind++)
       if (!like(group.state[kind][i], parameter)) return false;
   }
   return true;
@@ -200,7 +202,7 @@ c10::OperatorHandle find_kernel(const char* name) { return c10::Dispatcher::sing
 void count_step(const Tensors& steps) {
   for (const at::Tensor& step : steps)
     TORCH_CHECK(step.scalar_type() == at::kFloat && step.numel() == 1, "a step counter must be one float32 number");
-  if (steps.front().is_cpu()) {
+  if (suite::on_host(steps.front())) {
     for (const at::Tensor& step : steps) *step.mutable_data_ptr<float>() += 1;
   } else {
     at::_foreach_add_(steps, 1);
@@ -244,7 +246,7 @@ char* run(const Tensors* parameters, const Tensors* const* state, size_t state_c
   return suite::guarded([&] {
     at::NoGradGuard no_grad;
     Call call{parameters, state, state_count, lr, found_inf};
-    if (found_inf && found_inf->is_cpu()) {
+    if (found_inf && suite::on_host(*found_inf)) {
       if (found_inf->item<double>() != 0) return;
       call.found_inf = nullptr;
     }
@@ -272,7 +274,7 @@ void sgd(const SuiteSgd& rule, const Call& call, const Group& group) {
   // The first value of a momentum buffer is the gradient. Without dampening that is what momentum * 0 + gradient gives; with it,
   // the step counters say which buffers are new.
   const bool dampened = rule.momentum != 0 && rule.dampening != 0;
-  if (!dampened && fits_fused(kernel, group, 0, call.state_count)) {
+  if (!dampened && fits_fused(kernel, call, group, 0)) {
     return run_fused(call, group, nullptr, [&](const Slice& slice, const std::optional<at::Tensor>& found_inf) {
       at::_fused_sgd_(slice.parameters, slice.gradients, slice.state[0], rule.weight_decay, rule.momentum, call.lr, rule.dampening,
                       rule.nesterov, /*maximize=*/false, /*is_first_step=*/false, /*grad_scale=*/{}, found_inf);
@@ -301,7 +303,7 @@ void sgd(const SuiteSgd& rule, const Call& call, const Group& group) {
 void adam(const SuiteAdam& rule, const Call& call, const Group& group) {
   static const c10::OperatorHandle kernel = find_kernel("aten::_fused_adam_");
   static const c10::OperatorHandle decoupled_kernel = find_kernel("aten::_fused_adamw_");
-  if (fits_fused(rule.decoupled ? decoupled_kernel : kernel, group, 1, call.state_count)) {
+  if (fits_fused(rule.decoupled ? decoupled_kernel : kernel, call, group, 1)) {
     return run_fused(call, group, &group.state[0], [&](const Slice& slice, const std::optional<at::Tensor>& found_inf) {
       const auto& [steps, means, squares, largest_squares] = slice.state;
       if (rule.decoupled)
@@ -336,7 +338,7 @@ void adam(const SuiteAdam& rule, const Call& call, const Group& group) {
 
 void adagrad(const SuiteAdagrad& rule, const Call& call, const Group& group) {
   static const c10::OperatorHandle kernel = find_kernel("aten::_fused_adagrad_");
-  if (fits_fused(kernel, group, 1, call.state_count)) {
+  if (fits_fused(kernel, call, group, 1)) {
     return run_fused(call, group, &group.state[0], [&](const Slice& slice, const std::optional<at::Tensor>& found_inf) {
       at::_fused_adagrad_(slice.parameters, slice.gradients, slice.state[1], slice.state[0], call.lr, rule.lr_decay, rule.weight_decay,
                           rule.eps, /*maximize=*/false, /*grad_scale=*/{}, found_inf);

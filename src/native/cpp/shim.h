@@ -40,6 +40,10 @@ inline void give(at::Tensor** result, at::Tensor tensor) {
   *result = new at::Tensor(std::move(tensor));
 }
 
+// Whether the host may read and write the tensor's memory without waiting for a device. The tests make CPU tensors answer no, so
+// that what other devices get runs on any machine.
+bool on_host(const at::Tensor& tensor) noexcept;
+
 // The gradient of a parameter, which may be undefined. A sparse one is refused.
 const at::Tensor& gradient_of(const at::Tensor& parameter);
 

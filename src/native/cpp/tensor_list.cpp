@@ -11,12 +11,16 @@ namespace suite {
 namespace {
 // What is left to say when there is no memory for the message itself.
 char out_of_memory[] = "out of memory";
+
+thread_local bool cpu_is_a_device = false;
 }  // namespace
 
 char* copy_text(const char* text) noexcept {
   char* copy = strdup(text);
   return copy ? copy : out_of_memory;
 }
+
+bool on_host(const at::Tensor& tensor) noexcept { return tensor.is_cpu() && !cpu_is_a_device; }
 
 const at::Tensor& gradient_of(const at::Tensor& parameter) {
   const at::Tensor& gradient = parameter.grad();
@@ -47,6 +51,8 @@ extern "C" {
 void suite_free_text(char* text) noexcept {
   if (text != suite::out_of_memory) std::free(text);
 }
+
+void suite_treat_cpu_as_a_device(bool on) noexcept { suite::cpu_is_a_device = on; }
 
 char* suite_list_new(const at::Tensor* const* tensors, size_t count, Tensors** result) {
   return suite::guarded([&] {

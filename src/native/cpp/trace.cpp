@@ -51,7 +51,7 @@ extern "C" {
 // Called with borrowed inputs; appends outputs through suite_trace_output and returns whether it succeeded.
 using SuiteForward = bool (*)(void* context, const at::Tensor* const* inputs, size_t count, Tensors* outputs);
 
-void suite_trace_output(Tensors* outputs, const at::Tensor* tensor) { outputs->push_back(*tensor); }
+void suite_trace_output(Tensors* outputs, const at::Tensor* tensor) noexcept { outputs->push_back(*tensor); }
 
 char* suite_trace_module(const char* class_name, const char* const* names, const at::Tensor* const* tensors, const bool* are_buffers,
                          size_t tensor_count, const char* const* input_names, const at::Tensor* const* inputs, size_t input_count,

@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# What several scripts share: where the repository is, how a script speaks and fails, and the checks of tools.
+
+# The repository, so that every script works from any current directory.
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+program=${0##*/}
+
+say() {
+    printf '%s: %s\n' "${program%.sh}" "$1"
+}
+
+# The caller can mend it (usage, input, a missing tool): one sentence with its remedy, exit status 2.
+fail_input() {
+    printf '%s: %s\n' "$program" "$1" >&2
+    exit 2
+}
+
+# The machine failed (network, disk, a broken download): exit status 1.
+fail() {
+    printf '%s: %s\n' "$program" "$1" >&2
+    exit 1
+}
+
+# version_at_least HAVE NEEDED: compares dotted numbers; a suffix such as -nightly is ignored.
+version_at_least() {
+    local have needed part
+    IFS=. read -ra have <<<"${1%%[!0-9.]*}"
+    IFS=. read -ra needed <<<"$2"
+    for part in "${!needed[@]}"; do
+        if ((10#${have[part]:-0} != 10#${needed[part]})); then
+            ((10#${have[part]:-0} > 10#${needed[part]}))
+            return
+        fi
+    done
+}
+
+# The compiler that cargo's build scripts will use for C++, as the words of a command, in the array `compiler`.
+find_compiler() {
+    read -ra compiler <<<"${CXX:-c++}"
+}
+
+# libtorch's headers are C++20: compiles two lines of it instead of trusting a version number.
+require_compiler() {
+    find_compiler
+    command -v "${compiler[0]}" >/dev/null ||
+        fail_input "there is no C++ compiler (${compiler[0]}): install one (Debian: apt-get install g++; macOS: xcode-select --install) or set CXX."
+    printf '%s\n' '#include <concepts>' 'template <std::integral T> T same(T x) { return x; } int main() { return same(0); }' |
+        "${compiler[@]}" -std=c++20 -x c++ -fsyntax-only - 2>/dev/null ||
+        fail_input "the C++ compiler (${compiler[*]}) cannot compile C++20: install GCC 11 or Clang 14 or newer, or set CXX to one."
+}
+
+# Rust, at the version that Cargo.toml asks for.
+require_cargo() {
+    local needed have
+    needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
+    command -v cargo >/dev/null ||
+        fail_input "cargo is missing: install Rust $needed or newer with rustup (https://rustup.rs)."
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || have=
+    version_at_least "${have:-0}" "$needed" ||
+        fail_input "this needs Rust $needed or newer and cargo says ${have:-nothing}: run rustup update stable."
+}
+
+# Where cargo puts the programs. The scripts run them from there rather than through cargo, which would set library paths.
+# shellcheck disable=SC2034  # for the scripts
+binaries=${CARGO_TARGET_DIR:-$repository/target}/release

@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Permutations that src/data/order.rs must reproduce. Needs torch==2.13.0.
+
+    python3 scripts/references/order.py
+
+prints one line for each case; the expected values in the tests of src/data/order.rs and src/native/random.rs are copied
+from it.
+"""
+
+import torch
+
+for length, seed in [(10, 0), (10, 7), (10, 8)]:
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    print(f"length {length}, seed {seed}: {order.tolist()}")
