@@ -280,6 +280,45 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_scikit_learns() -> Result<()> {
+        // Made by scripts/references/classification_metrics.py.
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/classification_metrics.json"))?;
+        let cases = fixture["cases"].as_array().cloned().unwrap_or_default();
+        assert_eq!(cases.len(), 7);
+        for case in cases {
+            let name = case["name"].as_str().unwrap_or_default();
+            let logits: Vec<f64> = serde_json::from_value(case["logits"].clone())?;
+            let targets: Vec<i64> = serde_json::from_value(case["targets"].clone())?;
+            let classes: i64 = serde_json::from_value(case["num_classes"].clone())?;
+            let names = (0..classes).map(|class| class.to_string()).collect();
+            let mut evaluator = Box::new(ClassificationEvaluator::new(names));
+            let prediction = Tensor::from_slice(&logits).to_kind(Kind::Float).view([-1, classes]);
+            let samples: Vec<usize> = (0..targets.len()).collect();
+            evaluator.add(&samples, &Outcome { prediction, target: Tensor::from_slice(&targets) })?;
+            let evaluation = evaluator.finish()?;
+            let expected: BTreeMap<String, Option<f64>> = serde_json::from_value(case["metrics"].clone())?;
+            for (metric, expected) in expected.into_iter().filter(|(metric, _)| metric != "accuracy") {
+                let value = evaluation.metrics[&metric];
+                match expected {
+                    Some(expected) => assert!((value - expected).abs() < 1e-9, "{name}, {metric}: {value}, not {expected}"),
+                    None => assert!(value.is_nan(), "{name}, {metric}: {value}"),
+                }
+            }
+            assert_eq!(evaluation.details["confusion"], case["confusion"], "{name}");
+            let per_class = case["classes"].as_array().cloned().unwrap_or_default();
+            for (class, expected) in per_class.iter().enumerate() {
+                for key in ["precision", "recall", "f1", "support"] {
+                    let (value, expected) = (&evaluation.details["classes"][class][key], &expected[key]);
+                    let difference = value.as_f64().zip(expected.as_f64()).map(|(value, expected)| (value - expected).abs());
+                    assert!(difference.is_some_and(|difference| difference < 1e-9), "{name}, class {class}, {key}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn areas_with_ties_and_without_a_side() -> Result<()> {
         // roc_auc_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) = 0.75, average_precision_score = 0.8333…
         let binary: Vec<f32> = [0.1f32, 0.4, 0.35, 0.8].iter().flat_map(|&p| [1.0 - p, p]).collect();

@@ -30,6 +30,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -92,8 +93,16 @@ struct Group {
   }
 };
 
-// Parameters from this size on are shared out among the threads by libtorch; from smaller ones each thread takes whole ones.
-constexpr int64_t large_size = 1 << 15;
+// Below this many elements, waking the other threads costs more than they save.
+constexpr int64_t worth_threads = 1 << 15;
+
+// From this size on, libtorch shares the elements of a parameter out among the threads; of smaller ones each thread takes whole
+// ones, which are small enough to give all threads nearly the same amount of work.
+int64_t large_size(const Tensors& parameters) {
+  int64_t elements = 0;
+  for (const at::Tensor& parameter : parameters) elements += parameter.numel();
+  return std::max(worth_threads, elements / (16 * at::get_num_threads()));
+}
 
 Group gather(const Call& call) {
   Group group;
@@ -104,12 +113,13 @@ Group gather(const Call& call) {
                 " parameters");
     group.state[kind].reserve(all.size());
   }
+  const int64_t large_elements = large_size(all);
   group.parameters.reserve(all.size());
   group.gradients.reserve(all.size());
   for (bool large : {true, false}) {
     for (size_t i = 0; i < all.size(); i++) {
       const int64_t elements = all[i].numel();
-      if ((elements >= large_size) != large) continue;
+      if ((elements >= large_elements) != large) continue;
       const at::Tensor& gradient = suite::gradient_of(all[i]);
       if (!gradient.defined()) continue;
       group.parameters.push_back(all[i]);
@@ -152,7 +162,7 @@ void share_out(const Group& group, Work&& work) {
   if (!group.on_host()) return work(group.slice(0, count));
   for (size_t i = 0; i < group.large; i++) work(group.slice(i, i + 1));
   if (group.large == count) return;
-  if (group.small_elements < large_size) {
+  if (group.small_elements < worth_threads) {
     OneThread one_thread;
     for (size_t i = group.large; i < count; i++) work(group.slice(i, i + 1));
     return;
