@@ -49,6 +49,14 @@ require_compiler() {
         fail_input "the C++ compiler (${compiler[*]}) cannot compile C++20: install GCC 11 or Clang 14 or newer, or set CXX to one."
 }
 
+# require_python [OTHER_REMEDY]: python3 with its standard library, of a version that the Python files here run on.
+require_python() {
+    command -v python3 >/dev/null ||
+        fail_input "python3 is missing: install it (Debian: apt-get install python3; macOS: xcode-select --install)${1:+, or $1}."
+    python3 -c 'import sys, zipfile; sys.exit(sys.version_info < (3, 8))' 2>/dev/null ||
+        fail_input "python3 does not run or is older than 3.8: install a newer one."
+}
+
 # Rust, at the version that Cargo.toml asks for.
 require_cargo() {
     local needed have

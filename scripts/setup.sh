@@ -47,6 +47,7 @@ lock_lines() {
 
 # The version that the pinned wheels have, and the only one that the Rust bindings accept.
 pinned_version=$(sed -n 's/^wheel .* torch-\([0-9.]*\)-.*/\1/p' "$lock" | head -n 1)
+python_remedy="set LIBTORCH to a libtorch $pinned_version folder"
 
 # find_platform: sets `platform` to the lock file's name for this machine, or says why there is none.
 find_platform() {
@@ -216,13 +217,6 @@ runs_setup() {
     elif command -v ps >/dev/null; then
         ps -o args= -p "$1" | grep -q 'setup\.sh'
     fi
-}
-
-require_python() {
-    command -v python3 >/dev/null ||
-        fail_input "python3 is missing: install it (Debian: apt-get install python3 python3-pip; macOS: xcode-select --install), or set LIBTORCH to a libtorch $pinned_version folder."
-    python3 -c 'import sys, zipfile; sys.exit(sys.version_info < (3, 8))' 2>/dev/null ||
-        fail_input "python3 does not run or is older than 3.8: install a newer one."
 }
 
 # pip takes half a second to say its version: asked once.
@@ -514,7 +508,7 @@ refuse_other_kind() {
 }
 
 if [[ -z $from ]]; then
-    require_python
+    require_python "$python_remedy"
     require_pip
     need_size
     require_space_for_wheels
@@ -522,7 +516,7 @@ if [[ -z $from ]]; then
     from_wheels
     arrange "$(read_version "$packages/torch")"
 elif [[ -f $from ]]; then
-    require_python
+    require_python "$python_remedy"
     inspected=$(python3 "$repository/scripts/unpack.py" inspect "$from") || exit
     read -r type version <<<"$inspected"
     case $type in

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Archives for setup.sh: what is in a wheel or a libtorch archive, and taking files out of it.
 
+fetch_data.py uses parts of it.
+
     unpack.py inspect FILE                    prints: wheel|libtorch VERSION
     unpack.py sha256 FILE                     prints the SHA-256 in hexadecimal
     unpack.py extract FILE FOLDER PATTERN...  unpacks the members that match (a leading ! excludes)
@@ -36,13 +38,12 @@ def inspect(path):
             ) from None
 
 
-def sha256(path):
-    """The digest of a file, read in pieces: wheels do not belong into memory."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def digest(file, algorithm="sha256"):
+    """The digest of an open file, read in pieces: wheels do not belong into memory."""
+    value = hashlib.new(algorithm)
+    while piece := file.read(1 << 20):
+        value.update(piece)
+    return value.hexdigest()
 
 
 def wanted(name, patterns):
@@ -75,7 +76,8 @@ def main(arguments):
     if len(arguments) == 2 and arguments[0] == "inspect":
         print(*inspect(arguments[1]))
     elif len(arguments) == 2 and arguments[0] == "sha256":
-        print(sha256(arguments[1]))
+        with open(arguments[1], "rb") as file:
+            print(digest(file))
     elif len(arguments) >= 4 and arguments[0] == "extract":
         extract(arguments[1], arguments[2], arguments[3:])
     else:

@@ -193,6 +193,9 @@ pub fn share_files(source: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The file in a folder that [`FolderLock`] locks.
+pub const LOCK: &str = ".lock";
+
 /// An exclusive hold on a folder, given up when dropped or when the process ends, however it ends.
 pub struct FolderLock {
     _file: File,
@@ -204,7 +207,7 @@ impl FolderLock {
     /// # Errors
     /// Another process holds it: bad input, since waiting would hide the mistake.
     pub fn take(folder: &Path) -> Result<Self> {
-        let path = folder.join(".lock");
+        let path = folder.join(LOCK);
         let file = File::options()
             .create(true)
             .truncate(false)

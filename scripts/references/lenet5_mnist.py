@@ -5,7 +5,8 @@
 
 RUN is a run folder of `cnn train --recipe lenet5-mnist --set training.log_every=1`: its recipe is followed here with
 torch.nn, torch.optim and torch.optim.lr_scheduler, from the same initial weights and with the same batches, so that
-every step can be compared. Initial weights are those that PyTorch itself draws after torch.manual_seed(seed); with
+every step can be compared. So that two runs do not drift apart by roundings, which training amplifies, pixels and loss are
+computed with the suite's own roundings. Initial weights are those that PyTorch itself draws after torch.manual_seed(seed); with
 --initial-weights they must equal that file (the weights of a run with `--steps 1 --lr 0`) to the last bit. The batches
 of epoch e are those of torch.randperm under a generator seeded with seed + e.
 
@@ -28,17 +29,15 @@ from torch.nn import functional as F
 import mnist
 import run_folder
 
-# Keys of the training section that change nothing here, whatever their value.
+# Keys of the training section that are followed.
+FOLLOWED = {"epochs", "batch_size", "seed", "optimizer", "schedule", "warmup", "label_smoothing", "ema", "metric"}
+# Keys that change nothing here, whatever their value.
 IRRELEVANT = {
     "device", "threads", "workers", "eval_batch_size", "log_every", "save_every", "keep", "deterministic",
-    "channels_last", "init_from", "warmup_start", "early_stop_min_delta", "decay_bias_and_norm",
+    "channels_last", "early_stop_min_delta",
 }  # fmt: skip
-# Keys that are followed.
-FOLLOWED = {
-    "epochs", "batch_size", "seed", "optimizer", "schedule", "warmup", "label_smoothing", "ema", "metric",
-}  # fmt: skip
-# Values that mean that a key does nothing.
-WITHOUT_EFFECT = (None, 0, 0.0, [], False, "fp32")
+# What a key must be to do nothing, where that is not one of null, 0, false and [].
+NEUTRAL = {"accumulate": 1, "decay_bias_and_norm": True, "precision": "fp32"}
 
 
 def main():
@@ -54,7 +53,7 @@ def main():
     training = recipe["training"]
     refuse_unknown(training)
     torch.set_num_threads(training["threads"])
-    losses = suite_losses(options.run, options.compared)
+    losses = suite_losses(options.run)
 
     torch.manual_seed(training["seed"])
     network = run_folder.build(recipe)
@@ -64,15 +63,20 @@ def main():
 
     data = Data(options.mnist, recipe)
     began = time.monotonic()
-    best, last, largest = train(network, data, training, losses, options.tolerance)
+    best, last, differences = train(network, data, training, losses, options)
     seconds = time.monotonic() - began
+    largest = max(differences[: options.compared])
     print(f"losses of the first {options.compared} steps: at most {largest:.1e} apart (allowed: {options.tolerance:g})")
+    print(f"losses of all {len(differences)} steps: at most {max(differences):.1e} apart")
 
     summary = json.loads((options.run / "summary.json").read_text())
     metric = training["metric"]
     print(f"\ntest accuracy after {training['epochs']} epochs{'':21}suite   PyTorch")
+    apart = {}
     for name, state in (("best", best), ("last", last)):
-        network.load_state_dict(load_file(run_folder.weights_file(options.run, name)))
+        saved = load_file(run_folder.weights_file(options.run, name))
+        apart[name] = max((saved[key] - tensor).abs().max().item() for key, tensor in state.items())
+        network.load_state_dict(saved)
         # The suite's weights, judged by PyTorch: of the best ones the suite has said its own figure.
         ours = data.evaluate(network, "test")["accuracy"]
         if name == "best" and abs(ours - summary["test"]["accuracy"]) > 1.5 / len(data.labels["test"]):
@@ -81,16 +85,15 @@ def main():
         theirs = data.evaluate(network, "test")["accuracy"]
         title = f"best checkpoint by validation {metric}" if name == "best" else "last checkpoint"
         print(f"  {title:45}  {ours:.4f}  {theirs:.4f}")
+    print(f"\nweights: best at most {apart['best']:.1e} apart, last at most {apart['last']:.1e}")
     rate = summary["throughput"]["samples_per_second"]
-    print(f"\nwhole run: suite {summary['wall_seconds']:.0f} s ({rate:,.0f} samples/s in training), PyTorch {seconds:.0f} s")
+    print(f"whole run: suite {summary['wall_seconds']:.0f} s ({rate:,.0f} samples/s in training), PyTorch {seconds:.0f} s")
 
 
 def refuse_unknown(training):
     for key, value in training.items():
-        if key not in IRRELEVANT | FOLLOWED and value not in WITHOUT_EFFECT and (key, value) != ("accumulate", 1):
+        if key not in FOLLOWED | IRRELEVANT and value not in (NEUTRAL.get(key), 0, []):
             refuse(f"training.{key} = {json.dumps(value)}")
-    if training["warmup_start"] or not training["decay_bias_and_norm"]:
-        refuse("training.warmup_start or training.decay_bias_and_norm")
 
 
 def refuse(setting):
@@ -98,12 +101,12 @@ def refuse(setting):
     sys.exit(2)
 
 
-def suite_losses(run, count):
-    """The training loss of each of the first steps."""
+def suite_losses(run):
+    """The training loss of every step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["split"] == "train"][:count]
-    if [line["step"] for line in lines] != list(range(1, count + 1)):
-        sys.exit(f"{run} has not logged each of its first {count} steps: train it with --set training.log_every=1")
+    lines = [line for line in lines if line["split"] == "train"]
+    if [line["step"] for line in lines] != list(range(1, len(lines) + 1)):
+        sys.exit(f"{run} has not logged every step: train it with --set training.log_every=1")
     return [line["loss"] for line in lines]
 
 
@@ -126,10 +129,13 @@ class Data:
         train, validation = mnist.hold_out(len(labels), data["val_fraction"], recipe["training"]["seed"])
         self.pixels = {"train": images[train], "validation": images[validation], "test": test_images}
         self.labels = {"train": labels[train], "validation": labels[validation], "test": test_labels}
-        self.mean, self.std = (torch.tensor(data[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        mean, std = (torch.tensor(data[key], dtype=torch.float64).view(1, -1, 1, 1) for key in ("mean", "std"))
+        self.factor, self.offset = (1 / (255 * std)).float(), (-mean / std).float()
 
     def batch(self, part, samples):
-        return (self.pixels[part][samples] / 255 - self.mean) / self.std, self.labels[part][samples]
+        # (pixels / 255 - mean) / std
+        images = torch.addcmul(self.offset, self.pixels[part][samples].float(), self.factor)
+        return images, self.labels[part][samples]
 
     @torch.inference_mode()
     def evaluate(self, network, part):
@@ -144,8 +150,8 @@ class Data:
         return {"loss": loss / count, "accuracy": right / count}
 
 
-def train(network, data, training, expected, tolerance):
-    """The best and the last weights, and the largest difference from the expected losses."""
+def train(network, data, training, expected, options):
+    """The best and the last weights, and how far the loss of each step is from the suite's."""
     count = len(data.labels["train"])
     steps = training["epochs"] * math.ceil(count / training["batch_size"])
     optimizer = make_optimizer(network, training["optimizer"])
@@ -153,26 +159,26 @@ def train(network, data, training, expected, tolerance):
     # The averaged network is the one that is evaluated and kept.
     average = copy.deepcopy(network) if training["ema"] is not None else None
     best, best_value = None, None
-    step, largest = 0, 0.0
+    differences = []
     for epoch in range(training["epochs"]):
         network.train()
         for samples in mnist.permutation(count, training["seed"] + epoch).split(training["batch_size"]):
             images, labels = data.batch("train", samples)
-            loss = F.cross_entropy(network(images), labels, label_smoothing=training["label_smoothing"])
+            loss_sum = F.cross_entropy(
+                network(images), labels, label_smoothing=training["label_smoothing"], reduction="sum"
+            )
             optimizer.zero_grad()
-            loss.backward()
+            (loss_sum * (1 / len(labels))).backward()
             optimizer.step()
             schedule.step()
             if average is not None:
                 with torch.no_grad():
                     for averaged, trained in zip(average.parameters(), network.parameters(), strict=True):
                         averaged.lerp_(trained, 1 - training["ema"])
-            if step < len(expected):
-                difference = abs(loss.item() - expected[step])
-                largest = max(largest, difference)
-                if not difference <= tolerance:
-                    sys.exit(f"step {step + 1}: the loss is {loss.item():.6f} here and {expected[step]:.6f} in the suite")
-            step += 1
+            loss, step = loss_sum.item() / len(labels), len(differences)
+            differences.append(abs(loss - expected[step]))
+            if step < options.compared and not differences[step] <= options.tolerance:
+                sys.exit(f"step {step + 1}: the loss is {loss:.6f} here and {expected[step]:.6f} in the suite")
         kept = network if average is None else average
         scores = data.evaluate(kept, "validation")
         value = scores["accuracy"] if training["metric"] == "accuracy" else -scores[training["metric"]]
@@ -180,7 +186,7 @@ def train(network, data, training, expected, tolerance):
         if best_value is None or value > best_value:
             best, best_value, mark = copy.deepcopy(kept.state_dict()), value, " (best so far)"
         print(f"epoch {epoch + 1}: validation loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}{mark}", flush=True)
-    return best, copy.deepcopy(kept.state_dict()), largest
+    return best, copy.deepcopy(kept.state_dict()), differences
 
 
 def make_optimizer(network, settings):
@@ -189,7 +195,8 @@ def make_optimizer(network, settings):
     kind = kinds.get(settings.pop("name"))
     if kind is None:
         refuse("training.optimizer.name")
-    return kind(network.parameters(), **settings)
+    # The suite calls libtorch's fused kernels, which round unlike the loop over parameters.
+    return kind(network.parameters(), fused=True, **settings)
 
 
 def make_schedule(optimizer, training, steps):

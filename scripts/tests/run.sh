@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests of the scripts, on a copy of them with made-up wheels: no network, no real libtorch, nothing of the repository is
-# touched. Prints a line for each test and ends with "N passed; N failed; N ignored", as cargo's harness does.
+# Tests of the scripts, on a copy of them with made-up wheels and data: no network, no real libtorch, nothing of the
+# repository is touched. Prints a line for each test and ends with "N passed; N failed; N ignored", as cargo's harness does.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
@@ -131,7 +131,7 @@ begin() {
     start=$SECONDS
     name=$1
     wrong=()
-    rm -rf "$repo/libtorch" "$repo"/libtorch.partial-*
+    rm -rf "$repo/libtorch" "$repo"/libtorch.partial-* "$repo/data"
 }
 finish() {
     if [[ -z $name ]]; then
@@ -546,6 +546,427 @@ expect 0 "using libtorch 2.13.0+cu130 (CUDA) in $work/environment/torch, as LIBT
 run env LIBTORCH_USE_PYTORCH=1 PATH="$work/bin-no-python" "$setup"
 expect 2 "python3 has no torch with setuptools"
 that "nothing is made" absent "$repo/libtorch"
+
+# ---- fetch_data.sh --------------------------------------------------------------------------------------------------
+
+fetch=$repo/scripts/fetch_data.sh
+cd "$work"
+unset http_proxy HTTP_PROXY
+
+# Made-up data sets: official/ holds their files by set, copies/ holds other forms of them, bad/ archives that lead elsewhere.
+python3 - "$work" <<'END'
+import gzip, io, os, sys, tarfile, zipfile
+work = sys.argv[1]
+def write(path, content):
+    path = os.path.join(work, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+def tar(*members, level=0):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=level) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if content is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+                archive.addfile(member)
+            else:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+def zipped(*members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+images, labels, text = b"images" * 2000, b"labels" * 50, b"eins\nzwei\n" * 100
+for name, content in ("images.gz", images), ("labels.gz", labels):
+    write("official/digits/" + name, gzip.compress(content, 9, mtime=0))
+    write("copies/digits/" + name, gzip.compress(content, 1, mtime=1))
+    write("plain/digits/" + name[:-3], content)
+write("official/pairs/train.de.gz", gzip.compress(text, mtime=0))
+write("copies/pairs/train.de", text)
+photographs = tar(("top/batch_1.bin", b"1" * 20000), ("top/deeper/batch_2.bin", b"2" * 10), ("top/readme.html", b"3"), ("other", None))
+write("official/pictures/pictures.tar.gz", photographs)
+write("copies/pictures/pictures-jpeg.tar.gz", tar(("train/a/0.jpg", b"jpeg")))
+write("official/reviews/reviews.zip", zipped(("R/train.tsv", b"good\t1\n"), ("R/test.tsv", b"?\n"), ("R/original/x", b"x")))
+write("copies/reviews/train.tsv", b"good \t1\n")
+write("official/table/table.csv", b"a,b\n1,2\n")
+write("copies/tables/the_table.csv", b"a,b\n1,2\n")
+write("bad/parent.tar.gz", tar(("top/../../escaped", b"x")))
+write("bad/absolute.tar.gz", tar(("/top/escaped", b"x")))
+write("bad/link.tar.gz", tar(("top/link", None), ("top/link/escaped", b"x")))
+write("bad/large.tar.gz", tar(("top/large", b"x" * 40000), level=9))
+write("bad/twice.tar.gz", tar(("top/a", b"x"), ("top/a", b"y")))
+write("bad/nothing.tar.gz", tar(("elsewhere/a", b"x")))
+write("bad/damaged.tar.gz", photographs[: len(photographs) // 2])
+write("bad/parent.zip", zipped(("top/../../escaped", b"x")))
+link = zipfile.ZipInfo("top/link")
+link.external_attr = 0o120777 << 16
+write("bad/link.zip", zipped((link, b"/etc")))
+END
+
+# A server of these files. What it does stands first in the path, with a name of the test after a hyphen: `resumes` and
+# `restarts` break off in the middle of the first transfer of each file, `restarts` knows no ranges, `busy` refuses the
+# first request, `fails` all of them, and `stalls` stops in the middle of the first.
+cat >"$work/server.py" <<'END'
+import http.server, os, sys, time
+work = sys.argv[1]
+seen = set()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+    def do_GET(self):
+        kind, path = self.path[1:].split("/", 1)
+        kind = kind.split("-")[0]
+        first = self.path not in seen
+        seen.add(self.path)
+        asked = self.headers.get("Range")
+        with open(os.path.join(work, "requests"), "a") as log:
+            print(self.path, asked or "whole", file=log)
+        if kind == "fails" or (kind == "busy" and first):
+            return self.send_error(503)
+        path = os.path.join(work, path)
+        if not os.path.isfile(path):
+            return self.send_error(404)
+        with open(path, "rb") as file:
+            content = file.read()
+        start = 0
+        if asked and kind != "restarts":
+            start = int(asked[len("bytes="):-1])
+            if start >= len(content):
+                return self.send_error(416)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        half = first and kind in ("resumes", "restarts", "stalls")
+        self.wfile.write(content[start : len(content) // 2 if half else None])
+        self.wfile.flush()
+        if half and kind == "stalls":
+            time.sleep(60)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+with open(os.path.join(work, "port.partial"), "w") as file:
+    print(server.server_address[1], file=file)
+os.rename(os.path.join(work, "port.partial"), os.path.join(work, "port"))
+server.serve_forever()
+END
+python3 "$work/server.py" "$work" &
+server=$!
+trap 'kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
+tries=0
+until [[ -e $work/port ]]; do
+    ((++tries < 200)) || break
+    sleep 0.05
+done
+host=http://127.0.0.1:$(cat "$work/port")
+
+# Between attempts the script sleeps; here it does not.
+mkdir "$work/awake"
+printf 'import time\ntime.sleep = lambda seconds: None\n' >"$work/awake/sitecustomize.py"
+awake=(env PYTHONPATH="$work/awake")
+
+# sums FILE CONTENT: size, checksum of the file, checksum of its content as the lock file has them.
+sums() {
+    local file=$work/official/$1
+    echo "$(wc -c <"$file" | tr -d ' ') sha256:$(sha256sum "$file" | cut -d' ' -f1) sha256:$(gzip -dc "$file" 2>/dev/null | sha256sum | cut -d' ' -f1)"
+}
+copied() { echo "$(wc -c <"$work/copies/$1" | tr -d ' ') sha256:$(sha256sum "$work/copies/$1" | cut -d' ' -f1) -"; }
+
+# data_lock ADDRESS...: writes a lock file of the made-up sets, served below these addresses.
+data_lock() {
+    local set address
+    {
+        for set in digits pairs pictures reviews table; do
+            echo "set $set 30000 the made-up $set"
+            echo "licence $set none needed"
+            for address in "$@"; do
+                echo "address $set $address/$set/"
+            done
+        done
+        echo "file digits official $(sums digits/images.gz) images.gz keep"
+        echo "file digits official $(sums digits/labels.gz) labels.gz keep"
+        echo "file pairs official $(sums pairs/train.de.gz) train.de.gz gunzip"
+        echo "file pictures official $(sums pictures/pictures.tar.gz | sed 's/ [^ ]*$/ -/') pictures.tar.gz unpack top/*.bin"
+        echo "file pictures jpeg $(copied pictures/pictures-jpeg.tar.gz) pictures/pictures-jpeg.tar.gz keep"
+        echo "note pictures jpeg they were recompressed"
+        echo "file reviews official $(sums reviews/reviews.zip | sed 's/ [^ ]*$/ -/') reviews.zip unpack R/train.tsv"
+        echo "file reviews copy $(copied reviews/train.tsv) reviews/train.tsv keep"
+        echo "note reviews copy it has other spaces"
+        echo "file table official - md5:$(md5sum "$work/official/table/table.csv" | cut -d' ' -f1) - table.csv keep"
+        echo "file table renamed $(copied tables/the_table.csv) tables/the_table.csv keep table.csv"
+    } >"$repo/scripts/data.lock"
+}
+data=$repo/data
+nothing_is_left() { [[ ! -e $data ]]; }
+# made SET FILE...: whether the set consists of these files and its record, and nothing is left beside it.
+made() { [[ $(cd "$data/$1" && find . -type f | sort) == "$(printf './%s\n' .fetched.json "${@:2}" | sort)" && ! -e $data/$1.partial ]]; }
+asked() { grep -q "$1" "$work/requests"; }
+
+begin "data: --help, --list, and the committed lock file"
+run "$repository/scripts/fetch_data.sh" --help
+expect 0 "usage: scripts/fetch_data.sh"
+run "$repository/scripts/fetch_data.sh" --list
+expect 0 "licence: CC BY-ND 4.0" "12 MB"
+for set in mnist fashion-mnist cifar10 cifar100 imagenette tinyshakespeare sst2 multi30k etth1 california-housing; do
+    that "$set is listed" grep -q "^$set " "$work/stdout"
+done
+that "every file has a checksum" is "$(grep -c '^file .* none ' "$repository/scripts/data.lock")" 0
+data_lock "$host/whole"
+sed -i 's/^file digits/file digit/' "$repo/scripts/data.lock"
+run "$fetch" --list
+expect 2 "line 16 of $repo/scripts/data.lock is not understood"
+
+begin "data: wrong usage"
+data_lock "$host/whole"
+run "$fetch"
+expect 2 "name a data set"
+run "$fetch" digit
+expect 2 "there is no data set 'digit': did you mean digits?"
+run "$fetch" digits xyz
+expect 2 "there is no data set 'xyz': --list shows"
+run "$fetch" digits --fast
+expect 2 "unknown argument '--fast'"
+run "$fetch" digits --mirror
+expect 2 "--mirror needs a folder or an address"
+run "$fetch" --list digits
+expect 2 "leave out digits, or --list"
+run "$fetch" digits --mirror "$work/nowhere"
+expect 2 "$work/nowhere, which is no folder"
+run env PATH="$work/bin-no-python" "$fetch" digits
+expect 2 "python3 is missing"
+that "nothing is made" nothing_is_left
+
+begin "data: from a folder with a folder for each set, and left alone afterwards"
+run "$fetch" digits pairs pictures reviews table --mirror "$work/official"
+expect 0 "digits is ready in repo/data/digits (2 files" "table is ready"
+that "digits is kept as it is" cmp -s "$data/digits/images.gz" "$work/official/digits/images.gz"
+that "digits is complete" made digits images.gz labels.gz
+that "pairs is uncompressed" cmp -s "$data/pairs/train.de" "$work/copies/pairs/train.de"
+that "pairs is complete" made pairs train.de
+that "pictures is unpacked" made pictures batch_1.bin deeper/batch_2.bin
+that "only what is wanted is taken of reviews" made reviews train.tsv
+that "table is complete" made table table.csv
+touch "$data/digits/mark"
+run "$fetch" digits table
+expect 0 "digits is already in repo/data/digits (from $work/official)" "table is already in"
+that "it is the same folder" exists "$data/digits/mark"
+
+begin "data: from a folder of files, another current directory, and into another folder"
+cd "$work/official/digits"
+run "$fetch" digits --mirror . --out ../elsewhere
+expect 0 "digits is ready in $work/official/elsewhere/digits"
+cd "$work"
+that "it is not in the repository" nothing_is_left
+rm -r "$work/official/elsewhere"
+
+begin "data: a mirror may compress otherwise, or not at all"
+run "$fetch" digits --mirror "$work/copies"
+expect 0 "digits is ready"
+that "it is the mirror's file" cmp -s "$data/digits/images.gz" "$work/copies/digits/images.gz"
+rm -r "$data"
+run "$fetch" digits --mirror "$work/plain"
+expect 0 "digits is ready"
+that "it is the mirror's plain file" made digits images labels
+run "$fetch" pairs --mirror "$work/copies"
+expect 0 "pairs is ready"
+that "a plain text is taken as it is" made pairs train.de
+
+begin "data: a mirror may hold a set in another form, which is said"
+run "$fetch" pictures reviews table --mirror "$work/copies"
+expect 0 "pictures: they were recompressed." "reviews: it has other spaces."
+that "pictures is the archive" made pictures pictures-jpeg.tar.gz
+that "reviews is the copy" made reviews train.tsv
+that "table has its official name" made table table.csv
+
+begin "data: a mirror that lacks a file or holds another"
+mkdir -p "$work/poor/digits"
+run "$fetch" digits --mirror "$work/poor"
+expect 2 "does not hold images.gz, which digits needs"
+cp "$work/official/digits/images.gz" "$work/poor/digits/"
+run "$fetch" digits --mirror "$work/poor"
+expect 2 "does not hold labels.gz, which digits needs"
+cp "$work/official/digits/images.gz" "$work/poor/labels.gz"
+run "$fetch" digits --mirror "$work/poor"
+expect 2 "$work/poor/labels.gz is not the labels.gz that scripts/data.lock pins (its SHA-256 is $(sha256sum "$work/poor/labels.gz" | cut -d' ' -f1))"
+that "nothing is made" nothing_is_left
+cp "$work/official/digits/labels.gz" "$work/poor/digits/"
+run "$fetch" digits --mirror "$work/poor"
+expect 0 "digits is ready"
+
+begin "data: downloads go on where they broke off"
+for kind in resumes restarts; do
+    data_lock "$host/$kind-a/official"
+    run "${awake[@]}" "$fetch" digits pictures
+    expect 0 "fetching images.gz" "images.gz: the connection broke off; trying again" "from 127.0.0.1" "pictures is ready"
+    that "the image file is right" cmp -s "$data/digits/images.gz" "$work/official/digits/images.gz"
+    that "pictures is complete" made pictures batch_1.bin deeper/batch_2.bin
+    rm -r "$data"
+done
+size=$(wc -c <"$work/official/pictures/pictures.tar.gz")
+that "the second half was asked for" asked "^/resumes-a/official/pictures/pictures.tar.gz bytes=$((size / 2))-"
+
+begin "data: a busy server, one without the file, and one with another file"
+mkdir -p "$work/changed/digits"
+head -c "$(wc -c <"$work/official/digits/images.gz")" /dev/zero >"$work/changed/digits/images.gz"
+data_lock "$host/whole/nowhere" "$host/whole/changed" "$host/busy/official"
+run "${awake[@]}" "$fetch" digits
+expect 0 "$host/whole/nowhere/digits/images.gz did not serve; trying another address" \
+    "$host/whole/changed/digits/images.gz did not serve" "the server answers 503; trying again" "digits is ready"
+rm -r "$data"
+data_lock "$host/whole/changed"
+run "${awake[@]}" "$fetch" digits
+expect 1 "$host/whole/changed/digits/images.gz is not the file that scripts/data.lock pins"
+that "nothing is left" nothing_is_left
+data_lock "$host/whole/nowhere"
+run "${awake[@]}" "$fetch" digits
+expect 1 "is no longer there (the server answers 404): bring images.gz with --mirror"
+that "nothing is left" nothing_is_left
+
+begin "data: no network"
+data_lock http://127.0.0.1:1
+run "${awake[@]}" "$fetch" digits
+expect 1 "http://127.0.0.1:1/digits/images.gz cannot be fetched (Connection refused): check the network"
+data_lock "$host/fails"
+run "${awake[@]}" "$fetch" digits
+expect 1 "cannot be fetched (the server answers 503): check the network"
+that "it was tried five times" is "$(grep -c '^/fails/digits' "$work/requests")" 5
+that "nothing is left" nothing_is_left
+
+begin "data: a mirror that is an address"
+data_lock http://127.0.0.1:1
+run "${awake[@]}" "$fetch" digits pictures --mirror "$host/resumes-b/official/"
+expect 0 "digits is ready" "pictures is ready"
+that "pictures is complete" made pictures batch_1.bin deeper/batch_2.bin
+rm -r "$data"
+run "${awake[@]}" "$fetch" digits --mirror "$host/whole/official/digits"
+expect 0 "digits is ready"
+run "${awake[@]}" "$fetch" pictures pairs reviews table --mirror "$host/restarts-b/copies"
+expect 0 "pictures: they were recompressed." "reviews: it has other spaces." "pairs is ready" "table is ready"
+rm -r "$data"
+run "${awake[@]}" "$fetch" digits --mirror "$host/whole/changed"
+expect 1 "$host/whole/changed/digits/images.gz is not the images.gz that scripts/data.lock pins"
+run "${awake[@]}" "$fetch" digits --mirror "$host/whole/poor/nowhere"
+expect 2 "the mirror $host/whole/poor/nowhere does not hold images.gz"
+that "nothing is left" nothing_is_left
+
+begin "data: terminated in the middle, then run again"
+data_lock "$host/stalls/official"
+for signal in TERM KILL; do
+    : >"$work/requests"
+    "$fetch" pictures >/dev/null 2>&1 &
+    process=$!
+    wait_for test -s "$data/pictures.partial/download/pictures.tar.gz.partial"
+    run "$fetch" pictures
+    expect 1 "another run is fetching pictures"
+    kill -"$signal" "$process" || true
+    status=0
+    wait "$process" 2>/dev/null || status=$?
+    that "it ends by the signal" is "$status" "$((128 + $(kill -l "$signal")))"
+    that "nothing is half-made" absent "$data/pictures"
+    run "$fetch" pictures
+    expect 0 "pictures is ready"
+    that "pictures is complete" made pictures batch_1.bin deeper/batch_2.bin
+    that "the second half was asked for" asked "bytes=$((size / 2))-"
+    rm -r "$data"
+    data_lock "$host/stalls-again/official"
+done
+
+begin "data: what arrived of another file is thrown away"
+data_lock "$host/resumes-c/official"
+mkdir -p "$data/pictures.partial/download"
+head -c 1000 /dev/zero >"$data/pictures.partial/download/pictures.tar.gz.partial"
+run "${awake[@]}" "$fetch" pictures
+expect 0 "pictures is ready"
+that "pictures is complete" made pictures batch_1.bin deeper/batch_2.bin
+
+begin "data: an incomplete set is replaced, but nothing else is deleted"
+data_lock "$host/whole/official"
+run "$fetch" pictures
+rm "$data/pictures/batch_1.bin"
+run "$fetch" pictures
+expect 0 "pictures is ready"
+that "pictures is complete" made pictures batch_1.bin deeper/batch_2.bin
+rm "$data/pictures/batch_1.bin"
+echo mine >"$data/pictures/deeper/mine"
+run "$fetch" pictures
+expect 2 "repo/data/pictures holds deeper/mine, which is not of this script's making"
+that "it stays" says "$data/pictures/deeper/mine" mine
+that "no partial is left" absent "$data/pictures.partial"
+mkdir -p "$data/table"
+echo mine >"$data/table/table.csv"
+run "$fetch" table
+expect 2 "holds table.csv, which is not"
+that "it stays" says "$data/table/table.csv" mine
+sed -i 's/^file table official .*/file table official - none - table.csv keep/' "$repo/scripts/data.lock"
+rm "$data/table/table.csv"
+run "$fetch" table
+expect 0 "warning: no checksum of table.csv is known, so it could not be checked; its SHA-256 is $(sha256sum "$work/official/table/table.csv" | cut -d' ' -f1)" "table is ready"
+data_lock "$host/whole/official"
+run "$fetch" table
+expect 0 "table is ready"
+
+begin "data: killed between the two renames"
+run "$fetch" table
+mkdir -p "$data/table.partial/made"
+mv "$data/table" "$data/table.partial/replaced"
+echo half >"$data/table.partial/made/table.csv"
+run "$fetch" table --mirror "$work/nowhere"
+expect 2 "which is no folder"
+run "$fetch" table --mirror "$work/poor"
+expect 2 "does not hold table.csv"
+that "the former set is back" made table table.csv
+run "$fetch" table
+expect 0 "table is already in"
+
+begin "data: archives that lead elsewhere, are too large or damaged are refused"
+for file in parent.tar.gz absolute.tar.gz link.tar.gz large.tar.gz twice.tar.gz nothing.tar.gz damaged.tar.gz parent.zip link.zip; do
+    printf 'set bad 30000 bad\nlicence bad none\naddress bad %s/whole/bad/\nfile bad official - none - %s unpack *top/*\n' "$host" "$file" >"$repo/scripts/data.lock"
+    case $file in
+        parent* | absolute*) text="holds a member that would be written elsewhere" ;;
+        link*) text="holds a link or a device" ;;
+        large*) text="holds more than the 30000 bytes that are expected" ;;
+        twice*) text="holds a twice" ;;
+        nothing*) text="holds no *top/*" ;;
+        damaged*) text="is damaged or no archive" ;;
+    esac
+    run "$fetch" bad --mirror "$work/bad"
+    expect 2 "$work/bad/$file $text"
+    run "$fetch" bad
+    expect 2 "$host/whole/bad/$file $text"
+    that "nothing is left of $file" nothing_is_left
+done
+that "nothing escaped" is "$(find "$work" -name escaped)" ""
+
+begin "data: a full disk is seen before anything is fetched"
+data_lock "$host/whole/official"
+sed -i 's/^set digits 30000/set digits 99000000000000000/' "$repo/scripts/data.lock"
+run "$fetch" digits
+expect 2 "digits needs 99000000000 MB and only"
+that "nothing is left" nothing_is_left
+
+begin "data: the real data, with the committed lock file"
+cp "$repository/scripts/data.lock" "$repo/scripts/"
+if [[ -d ${TCH_SUITE_DATA:-}/mnist ]]; then
+    run "$fetch" mnist cifar10 tinyshakespeare sst2 multi30k etth1 california-housing --mirror "$TCH_SUITE_DATA"
+    expect 0 "cifar10: these images were recompressed as JPEG"
+    that "MNIST is there" made mnist {train-images-idx3,train-labels-idx1,t10k-images-idx3,t10k-labels-idx1}-ubyte.gz
+    that "CIFAR-10 is there" made cifar10 cifar10-jpeg.tar.gz
+    that "tiny Shakespeare is there" made tinyshakespeare input.txt
+    that "SST-2 is there" made sst2 train.tsv dev.tsv
+    that "Multi30k is there" made multi30k {train,val,test_2016_flickr}.{en,de}
+    that "ETTh1 is there" made etth1 ETTh1.csv
+    that "California housing is there" made california-housing housing.csv
+    run "$fetch" fashion-mnist --mirror "$TCH_SUITE_DATA/mnist"
+    expect 2 "is not the train-images-idx3-ubyte.gz that scripts/data.lock pins"
+else
+    skip "data: the real data need mnist/ and the rest"
+fi
+kill "$server"
+trap 'rm -rf "$work"' EXIT
 
 # ---- The other scripts ----------------------------------------------------------------------------------------------
 

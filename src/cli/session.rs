@@ -10,6 +10,7 @@ use super::args::{RunArgs, TrainArgs};
 use super::family::{Family, FamilyRecipe};
 use crate::native::{random, system};
 use crate::recipe::{self, differences};
+use crate::reporting::Log;
 use crate::tasks::Task;
 use crate::training::checkpoint::{Environment, load_weights};
 use crate::training::config::{MAY_CHANGE_ON_RESUME, TrainingConfig};
@@ -26,7 +27,7 @@ pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
 }
 
 /// The recipe of a run that is continued. Only what [`MAY_CHANGE_ON_RESUME`] lists may differ from what the run was started with.
-pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
+pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -> Result<FamilyRecipe<F>> {
     let before = read_recipe(run)?;
     let origin = format!("the recipe of {}", run.display());
     // Through the types, so that both sides have every key.
@@ -45,6 +46,16 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs) -> Result<Fa
             "a resumed run keeps its recipe, but the flags change {}: leave them out, or start a new run with --init-from {}",
             refused.join(", "),
             run.display()
+        );
+    }
+    let length = |recipe: &FamilyRecipe<F>| match recipe.training.steps {
+        Some(steps) => (Some(steps), None),
+        None => (None, Some(recipe.training.epochs)),
+    };
+    if length(&before_typed) != length(&after) && after.training.rates_depend_on_length() {
+        log.warning(
+            "the learning rate follows the length of the run, which has changed: the steps to come have other rates than in a run of \
+             this length from the beginning",
         );
     }
     Ok(after)
@@ -147,11 +158,12 @@ pub fn environment(config: &TrainingConfig) -> Result<Environment> {
     })
 }
 
-/// Makes the model of a recipe: seeded, so that the weights are those of PyTorch under the same seed, then overwritten by `init_from`.
-pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device) -> Result<F::Task> {
+/// Makes the model of a recipe: seeded, so that the weights are those of PyTorch under the same seed, then, for a `fresh` run, overwritten
+/// by `init_from`.
+pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool) -> Result<F::Task> {
     random::manual_seed(recipe.training.seed)?;
     let task = F::build(recipe, device)?;
-    if let Some(source) = &recipe.training.init_from {
+    if let Some(source) = recipe.training.init_from.as_ref().filter(|_| fresh) {
         let file = match source.is_dir() {
             true => crate::training::checkpoint::weights_file(&find_checkpoint(source, None)?),
             false => source.clone(),

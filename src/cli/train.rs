@@ -21,14 +21,14 @@ use crate::training::checkpoint::{Environment, Scores, load_weights, read_progre
 use crate::training::evaluate::{EvaluationSettings, evaluate};
 use crate::training::run::{RunFolder, find_checkpoint};
 use crate::training::signals::Interrupt;
-use crate::training::trainer::{Finished, Training, train};
+use crate::training::trainer::{self, Finished, Training, train};
 
 /// Runs the verb.
 pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
     let mut recipe = match &arguments.resume {
-        Some(run) => session::resumed_recipe::<F>(run, arguments)?,
+        Some(run) => session::resumed_recipe::<F>(run, arguments, &log)?,
         None => session::new_recipe::<F>(arguments)?,
     };
     let device = session::prepare(&mut recipe.training)?;
@@ -36,7 +36,13 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     if arguments.dry_run {
         return print(&serde_json::to_string_pretty(&recipe)?);
     }
-    let mut task = session::build::<F>(&recipe, device)?;
+    // A run that goes on takes its weights from its checkpoint: what it began with may be gone.
+    let fresh = match &arguments.resume {
+        Some(path) => find_checkpoint(path, Some("last")).is_err(),
+        None => true,
+    };
+    let mut task = session::build::<F>(&recipe, device, fresh)?;
+    trainer::check(&task, &data, &recipe.training)?;
 
     let folder = match &arguments.resume {
         Some(path) => RunFolder::open(path)?,
@@ -114,23 +120,22 @@ fn conclude<F: Family>(
     };
 
     let settings = EvaluationSettings::of(&of.recipe.training);
+    let last_look = match (&of.data.test, &of.data.validation) {
+        (Some(test), _) => Some(("test", test)),
+        (None, Some(validation)) => Some(("validation of the best checkpoint", validation)),
+        (None, None) => None,
+    };
     let mut looked_at = None;
-    if let Some(test) = &of.data.test {
-        let batches = test.len().div_ceil(settings.batch_size) as u64;
-        let bar = of.log.progress("test", 0, Some(batches));
-        let evaluation = evaluate(&mut task, test, settings, &mut SingleProcess, of.interrupt, &bar)?;
-        drop(bar);
+    if let Some((title, data)) = last_look {
+        let bar = of.log.progress(title, 0, Some(data.len().div_ceil(settings.batch_size) as u64));
+        let evaluation = evaluate(&mut task, data, settings, &mut SingleProcess, of.interrupt, &bar)?;
         let Some(evaluation) = evaluation else {
             return Err(anyhow!(Interrupted(format!(
-                "interrupted after the last step, before the test: finish with --resume {}",
+                "interrupted after the last step, before the {title}: finish with --resume {}",
                 of.folder.path().display()
             ))));
         };
-        looked_at = Some((test, evaluation));
-    } else if let Some(validation) = &of.data.validation {
-        let bar = of.log.progress("validation of the best checkpoint", 0, None);
-        let evaluation = evaluate(&mut task, validation, settings, &mut SingleProcess, of.interrupt, &bar)?;
-        looked_at = evaluation.map(|evaluation| (validation, evaluation));
+        looked_at = Some((data, evaluation));
     }
 
     let test = of.data.test.as_ref().and(looked_at.as_ref()).map(|(_, evaluation)| Scores {

@@ -6,12 +6,12 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flate2::read::GzDecoder;
 
 use super::decode::ImageForm;
 use super::image_source::ImageStore;
-use crate::{bail_input, files};
+use crate::{bad_input, bail_input, files};
 
 const IMAGES: u32 = 2051;
 const LABELS: u32 = 2049;
@@ -97,7 +97,7 @@ fn header<'a, const DIMENSIONS: usize>(
     let mut expected = Some(1usize);
     for (dimension, size) in sizes.iter_mut().enumerate() {
         *size = word(dimension + 1)
-            .with_context(|| crate::error::BadInput(format!("{name} ends in its header")))?
+            .ok_or_else(|| bad_input!("{name} ends in its header"))?
             as usize;
         if *size == 0 {
             bail_input!("{name} holds no {content}: size {} of its header is 0", dimension + 1);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 
 use super::image_source::Location;
@@ -61,7 +61,7 @@ pub fn read_list(table: &Path) -> Result<LabelledImages> {
     for (line, row) in rows {
         let part = match row.split.as_deref().map(str::trim).filter(|split| !split.is_empty()) {
             None => Part::Train,
-            Some(split) => Part::of_name(split).with_context(|| {
+            Some(split) => Part::of_name(split).ok_or_else(|| {
                 bad_input!("{name} line {line}: there is no split `{split}` (train, val, test)")
             })?,
         };

@@ -9,7 +9,7 @@ use std::io::{BufReader, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flate2::read::GzDecoder;
 use walkdir::WalkDir;
 
@@ -234,7 +234,7 @@ fn sort_out(mut found: Vec<Found>, origin: &str) -> Result<LabelledImages> {
             (None, Some(_)) => image.folders.get(1).cloned(),
             (None, None) => image.folders.first().cloned(),
         };
-        let class = class.with_context(|| {
+        let class = class.ok_or_else(|| {
             bad_input!(
                 "{} is in no class folder: write train/CLASS/FILE or CLASS/FILE",
                 image.location.describe()

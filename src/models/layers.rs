@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::summary::record;
 use super::{Parameters, Scope};
 
+// Initial values are drawn on the CPU, so that they are the same on every device.
 const CPU_FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// Draws uniformly from ±bound, from libtorch's default CPU generator.

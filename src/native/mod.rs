@@ -72,12 +72,16 @@ fn device_code(device: Device) -> Result<(i8, i8)> {
     })
 }
 
+#[cfg(test)]
+#[path = "../../tests/support/larger_data.rs"]
+mod larger_data;
+
 /// What the tests of the submodules share.
 #[cfg(test)]
 mod test_support {
     use super::ffi;
+    pub use super::larger_data::data as test_data;
     use std::marker::PhantomData;
-    use std::path::PathBuf;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// Held by tests that change what belongs to the whole process: random number generators, thread counts, switches.
@@ -100,17 +104,6 @@ mod test_support {
         unsafe { ffi::suite_treat_cpu_as_a_device(true) };
         let _cpu_again = CpuAgain(PhantomData);
         test();
-    }
-
-    /// A file of the larger test data, or `None`, said on stderr, where there is none on this machine.
-    pub fn test_data(path: &str) -> Option<PathBuf> {
-        match std::env::var_os("TCH_SUITE_DATA") {
-            Some(folder) => Some(PathBuf::from(folder).join(path)),
-            None => {
-                eprintln!("skipped: TCH_SUITE_DATA is not set");
-                None
-            }
-        }
     }
 }
 

@@ -126,7 +126,7 @@ mod nullable {
 }
 
 /// A map of numbers that are `null` where they are not finite.
-mod nullable_values {
+pub(crate) mod nullable_values {
     use super::Values;
     use serde::{Deserialize, Deserializer, Serializer};
     use std::collections::BTreeMap;

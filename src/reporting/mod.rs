@@ -34,6 +34,7 @@ mod tensorboard;
 
 pub use html::{Cell, ClassScores, ConfusionMatrix, Example, Figure, Report, RunData, Sample, Table, render};
 pub use images::png_thumbnail;
+pub(crate) use metrics::nullable_values;
 pub use metrics::{MetricsLog, Record, Scores, Split, Summary, Throughput, Values, read_metrics};
 pub use plots::{Chart, Mark, Scale, Series, TicksAbove, figure, svg_document};
 pub use progress::{Log, Progress, Status, Verbosity};

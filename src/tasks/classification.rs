@@ -301,7 +301,9 @@ mod tests {
             for (metric, expected) in expected.into_iter().filter(|(metric, _)| metric != "accuracy") {
                 let value = evaluation.metrics[&metric];
                 match expected {
-                    Some(expected) => assert!((value - expected).abs() < 1e-9, "{name}, {metric}: {value}, not {expected}"),
+                    Some(expected) => {
+                        assert!((value - expected).abs() < 1e-9, "{name}, {metric}: {value}, not {expected}")
+                    }
                     None => assert!(value.is_nan(), "{name}, {metric}: {value}"),
                 }
             }
@@ -310,8 +312,14 @@ mod tests {
             for (class, expected) in per_class.iter().enumerate() {
                 for key in ["precision", "recall", "f1", "support"] {
                     let (value, expected) = (&evaluation.details["classes"][class][key], &expected[key]);
-                    let difference = value.as_f64().zip(expected.as_f64()).map(|(value, expected)| (value - expected).abs());
-                    assert!(difference.is_some_and(|difference| difference < 1e-9), "{name}, class {class}, {key}");
+                    let difference = value
+                        .as_f64()
+                        .zip(expected.as_f64())
+                        .map(|(value, expected)| (value - expected).abs());
+                    assert!(
+                        difference.is_some_and(|difference| difference < 1e-9),
+                        "{name}, class {class}, {key}"
+                    );
                 }
             }
         }

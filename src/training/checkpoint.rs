@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::SavedSum;
@@ -65,7 +65,8 @@ pub struct Scores {
     pub step: u64,
     /// After how many passes over the data.
     pub epoch: f64,
-    /// By name.
+    /// By name. A value that is not finite is NaN when it is read back.
+    #[serde(with = "crate::reporting::nullable_values")]
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -172,7 +173,7 @@ fn read_state(folder: &Path) -> Result<State> {
     let name = path.display().to_string();
     let value = recipe::parse(&files::read_text(&path)?, &name)?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
-    let format = format.with_context(|| bad_input!("{name} is no checkpoint state: it has no `format`"))?;
+    let format = format.ok_or_else(|| bad_input!("{name} is no checkpoint state: it has no `format`"))?;
     if format != u64::from(FORMAT) {
         bail_input!("{name} has checkpoint format {format}: this program reads format {FORMAT}");
     }

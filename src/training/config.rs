@@ -171,6 +171,8 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     "training.device",
     "training.threads",
     "training.workers",
+    // Which format it is follows from the path.
+    "data.format",
     "data.path",
 ];
 
@@ -178,6 +180,19 @@ impl TrainingConfig {
     /// Samples in a batch of evaluation.
     pub fn eval_batch_size(&self) -> usize {
         self.eval_batch_size.unwrap_or(self.batch_size)
+    }
+
+    /// Whether the learning rate depends on how many steps there are in all, so that changing the number of epochs changes every rate.
+    pub fn rates_depend_on_length(&self) -> bool {
+        let warmup_is_a_share = self.warmup > 0.0 && self.warmup < 1.0;
+        warmup_is_a_share
+            || matches!(
+                self.schedule,
+                ScheduleConfig::Cosine { cycle: None, .. }
+                    | ScheduleConfig::Linear { length: None, .. }
+                    | ScheduleConfig::Polynomial { .. }
+                    | ScheduleConfig::OneCycle { .. }
+            )
     }
 
     /// Checks every value on its own and against the others.

@@ -103,10 +103,12 @@ pub fn larger_is_better(metric: &str) -> bool {
     !metric.split(['_', '-', '.']).any(|part| SMALLER.contains(&part))
 }
 
-/// Whether a value of a metric improves on the best so far by more than `min_delta`. The first value improves unless it is NaN.
+/// Whether a value of a metric improves on the best so far by more than `min_delta`. The first value improves; one that is not finite never
+/// does.
 pub fn improves(metric: &str, value: f64, best: Option<f64>, min_delta: f64) -> bool {
     match best {
-        None => !value.is_nan(),
+        _ if !value.is_finite() => false,
+        None => true,
         Some(best) if larger_is_better(metric) => value > best + min_delta,
         Some(best) => value < best - min_delta,
     }
@@ -137,6 +139,6 @@ mod tests {
         assert!(larger_is_better("accuracy") && larger_is_better("macro_f1"));
         assert!(!larger_is_better("loss") && !larger_is_better("token_perplexity"));
         assert!(improves("loss", 0.5, Some(0.6), 0.0) && !improves("loss", 0.55, Some(0.6), 0.1));
-        assert!(!improves("accuracy", f64::NAN, None, 0.0));
+        assert!(!improves("accuracy", f64::NAN, None, 0.0) && !improves("loss", f64::INFINITY, None, 0.0));
     }
 }

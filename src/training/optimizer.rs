@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::config::TrainingConfig;
+use super::config::{GroupConfig, TrainingConfig};
 use crate::models::name_pattern;
 use crate::native::TensorList;
 use crate::native::optimizer_kernels::Rule;
@@ -240,6 +240,30 @@ struct Group {
     state: Vec<TensorList>,
 }
 
+/// The group of each trained parameter: the first whose pattern its name matches.
+///
+/// # Errors
+/// A group's pattern matches no parameter, or there is nothing to train.
+pub fn assign<'a>(
+    config: &'a TrainingConfig,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Option<&'a GroupConfig>>> {
+    let patterns =
+        config.groups.iter().map(|group| name_pattern(&group.pattern)).collect::<Result<Vec<_>>>()?;
+    let assigned: Vec<Option<usize>> =
+        names.into_iter().map(|name| patterns.iter().position(|pattern| pattern.is_match(name))).collect();
+    if assigned.is_empty() {
+        bail_input!("training.freeze leaves no parameter to train");
+    }
+    if let Some(unused) = (0..patterns.len()).find(|&group| !assigned.contains(&Some(group))) {
+        bail_input!(
+            "training.groups: no trained parameter's name matches `{}`, or earlier groups take all of them; `info` lists the names",
+            config.groups[unused].pattern
+        );
+    }
+    Ok(assigned.into_iter().map(|group| group.map(|group| &config.groups[group])).collect())
+}
+
 /// An optimizer over the trainable parameters of a model.
 pub struct Optimizer {
     groups: Vec<Group>,
@@ -252,24 +276,13 @@ impl Optimizer {
     /// # Errors
     /// A group's pattern matches no parameter, or there is nothing to train.
     pub fn new(config: &TrainingConfig, parameters: &[(String, Tensor)]) -> Result<Self> {
-        if parameters.is_empty() {
-            bail_input!("training.freeze leaves no parameter to train");
-        }
-        let patterns =
-            config.groups.iter().map(|group| name_pattern(&group.pattern)).collect::<Result<Vec<_>>>()?;
-        let mut matched = vec![false; patterns.len()];
+        let assigned = assign(config, parameters.iter().map(|(name, _)| name.as_str()))?;
         /// Factor on the rate, and weight decay.
         type Treatment = (f64, f64);
         // The members of each treatment, in the order of first appearance.
         let mut sorted: Vec<(Treatment, Vec<&(String, Tensor)>)> = Vec::new();
-        for parameter in parameters {
-            let (name, tensor) = parameter;
-            let group = patterns.iter().position(|pattern| pattern.is_match(name));
-            let group = group.map(|position| {
-                matched[position] = true;
-                &config.groups[position]
-            });
-            let inherited = match !config.decay_bias_and_norm && tensor.dim() <= 1 {
+        for (parameter, group) in parameters.iter().zip(assigned) {
+            let inherited = match !config.decay_bias_and_norm && parameter.1.dim() <= 1 {
                 true => 0.0,
                 false => config.optimizer.weight_decay(),
             };
@@ -279,12 +292,6 @@ impl Optimizer {
                 Some((_, members)) => members.push(parameter),
                 None => sorted.push((key, vec![parameter])),
             }
-        }
-        if let Some(position) = matched.iter().position(|&matched| !matched) {
-            bail_input!(
-                "training.groups: no trained parameter's name matches `{}`; `info` lists the names",
-                config.groups[position].pattern
-            );
         }
         let groups = sorted
             .into_iter()
@@ -328,7 +335,7 @@ impl Optimizer {
         let _guard = tch::no_grad_guard();
         for (name, mut tensor) in self.state() {
             let value =
-                saved.remove(&name).with_context(|| bad_input!("the optimizer's state lacks `{name}`"))?;
+                saved.remove(&name).ok_or_else(|| bad_input!("the optimizer's state lacks `{name}`"))?;
             if value.size() != tensor.size() {
                 bail_input!("the optimizer's state `{name}` is {:?}, not {:?}", value.size(), tensor.size());
             }

@@ -20,12 +20,16 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run.
+    /// Makes the folder of a new run. One whose process died before it wrote its recipe is taken over.
     ///
     /// # Errors
-    /// The folder exists and is not empty: nothing of an earlier run is ever overwritten.
+    /// The folder exists and holds anything else: nothing of an earlier run is ever overwritten.
     pub fn create(path: &Path) -> Result<Self> {
-        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+        let begun = |name: &std::ffi::OsStr| [files::LOCK, CHECKPOINTS].iter().any(|known| name == *known);
+        if fs::read_dir(path)
+            .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| !begun(&entry.file_name()))))
+            || fs::read_dir(path.join(CHECKPOINTS)).is_ok_and(|mut entries| entries.next().is_some())
+        {
             bail_input!(
                 "the folder {} exists already: choose another --out, or continue it with --resume {}",
                 path.display(),
@@ -78,26 +82,24 @@ impl RunFolder {
         Checkpoint::read(folder.path()).map(Some)
     }
 
-    /// Saves a checkpoint as `last`, as `best` where it is, and as `step-N` where numbered ones are kept.
+    /// Saves a checkpoint as `best` where it is, as `step-N` where `keep` numbered ones are kept, and as `last`.
     ///
-    /// `best` comes first: should the process die in between, `last` is still a state that knows nothing of it.
+    /// `last` comes last: should the process die in between, it is a state that knows nothing of the others, and going on from it makes them
+    /// again.
     pub fn save(&self, checkpoint: &Checkpoint, is_best: bool, keep: usize) -> Result<()> {
-        let step = checkpoint.progress.step;
-        let fill = |folder: &Path| checkpoint.write(folder);
-        let written = if is_best {
-            self.checkpoint("best").replace(fill)?;
-            Some(self.checkpoint("best").path().to_owned())
-        } else {
-            None
-        };
-        self.checkpoint("last").replace(|folder| match &written {
-            Some(source) => share_files(source, folder),
-            None => checkpoint.write(folder),
-        })?;
-        if keep > 0 {
-            let numbered = self.checkpoint(&format!("step-{step}"));
-            numbered.replace(|folder| share_files(self.checkpoint("last").path(), folder))?;
-            self.forget_all_but(keep)?;
+        let numbered = (keep > 0).then(|| format!("step-{}", checkpoint.progress.step));
+        let names = is_best.then_some("best").into_iter().chain(numbered.as_deref()).chain(["last"]);
+        let mut written: Option<PathBuf> = None;
+        for name in names {
+            let target = self.checkpoint(name);
+            target.replace(|folder| match &written {
+                Some(source) => share_files(source, folder),
+                None => checkpoint.write(folder),
+            })?;
+            if Some(name) == numbered.as_deref() {
+                self.forget_all_but(keep)?;
+            }
+            written = Some(target.path().to_owned());
         }
         Ok(())
     }

@@ -252,17 +252,6 @@ impl Schedule {
         }
     }
 
-    /// Whether the rate depends on how many steps there are in all, so that changing the number of epochs changes every rate.
-    pub fn depends_on_total(&self) -> bool {
-        matches!(
-            self.config,
-            ScheduleConfig::Cosine { cycle: None, .. }
-                | ScheduleConfig::Linear { length: None, .. }
-                | ScheduleConfig::Polynomial { .. }
-                | ScheduleConfig::OneCycle { .. }
-        )
-    }
-
     /// The learning rate of the optimizer step with this number, from 0.
     pub fn rate(&self, step: u64, plateau: &PlateauState) -> f64 {
         if step < self.warmup {
@@ -331,7 +320,8 @@ impl Schedule {
             return;
         };
         let better = match state.best {
-            None => !metric.is_nan(),
+            _ if !metric.is_finite() => false,
+            None => true,
             Some(best) if larger_is_better => metric > best * (1.0 + threshold),
             Some(best) => metric < best * (1.0 - threshold),
         };

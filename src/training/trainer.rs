@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
 use super::config::TrainingConfig;
 use super::evaluate::{EvaluationSettings, evaluate};
 use super::metrics::{improves, larger_is_better};
+use super::optimizer;
 use super::profile::{Phase, Profiler};
 use super::run::RunFolder;
 use super::schedule::Schedule;
@@ -74,11 +75,6 @@ where
 {
     let Training { task, data, config, run, log, reducer, interrupt, environment, profile } = training;
     let sampler = Shuffled { len: data.train.len(), batch_size: config.batch_size, seed: config.seed };
-    if data.train.is_empty() {
-        bail_input!("there is no sample to train on");
-    }
-    check_metric(config, task.metrics())?;
-
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
     let schedule = Schedule::new(config, total, steps_per_epoch);
@@ -138,14 +134,12 @@ where
             swap_average(&stepper)?;
             stepper.profiler.end(Phase::Evaluation, began);
             if let Some(evaluation) = evaluation? {
-                let mut scores = Scores {
+                let scores = Scores {
                     step: progress.step,
                     epoch: progress.step as f64 / steps_per_epoch as f64,
                     metrics: evaluation.metrics,
                 };
                 record(&mut metrics, &mut events, Split::Validation, &scores)?;
-                // Undefined metrics (AUROC without positives) have no place in the state.
-                scores.metrics.retain(|_, value| value.is_finite());
                 is_best = judge(&mut progress, scores, config, &schedule)?;
                 log.info(describe(&progress, task.metrics(), &config.metric, is_best));
             }
@@ -153,7 +147,8 @@ where
         // An early stop is known only after the evaluation.
         let done = progress.step >= total || stopped(&progress);
         let interrupted = interrupt.asked();
-        if progress.step > 0 && (interrupted || done || is_best || due(config.save_every)) {
+        let save_due = done || is_best || due(config.save_every);
+        if progress.step > 0 && (save_due || interrupted) {
             refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
             let began = Instant::now();
             metrics.sync()?;
@@ -161,7 +156,9 @@ where
             progress.metrics_lines = metrics.lines();
             progress.window = stepper.totals.save()?;
             let checkpoint = collect(&progress, &environment, task, &stepper)?;
-            run.save(&checkpoint, is_best, config.keep).context("saving a checkpoint")?;
+            // A run that is interrupted keeps the same numbered checkpoints as one that is not.
+            let keep = if save_due { config.keep } else { 0 };
+            run.save(&checkpoint, is_best, keep).context("saving a checkpoint")?;
             stepper.profiler.end(Phase::Saving, began);
         }
         if interrupted && !done {
@@ -249,8 +246,17 @@ where
     Ok(Finished { samples_per_second: clock.average(), wall_seconds: clock.wall(), progress })
 }
 
-/// Refuses a metric that no evaluation will yield.
-fn check_metric(config: &TrainingConfig, known: &[&str]) -> Result<()> {
+/// Refuses what only model and data together can tell is wrong, before there is a run folder.
+///
+/// # Errors
+/// There is nothing to train on or nothing to train, a metric that no evaluation will yield, a group without a parameter.
+pub fn check<T: Task, D: Dataset>(task: &T, data: &Splits<Arc<D>>, config: &TrainingConfig) -> Result<()> {
+    if data.train.is_empty() {
+        bail_input!("there is no sample to train on");
+    }
+    let trainable = task.parameters().trainable();
+    optimizer::assign(config, trainable.iter().map(|(name, _)| name.as_str()))?;
+    let known = task.metrics();
     if !known.contains(&config.metric.as_str()) {
         bail_input!(
             "training.metric: there is no metric `{}`{}",
@@ -379,7 +385,7 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
     let device = task.parameters().device();
     if let Some(moving) = &stepper.average {
         // The average takes its values through the model, whose own follow below.
-        let average = average.with_context(|| {
+        let average = average.ok_or_else(|| {
             bad_input!("the checkpoint has no ema.safetensors, but the recipe averages weights")
         })?;
         weights::load_into(task.parameters(), &average)?
@@ -398,7 +404,7 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
         let mut saved = |name: &str| {
             optimizer
                 .remove(&format!("scaler.{name}"))
-                .with_context(|| bad_input!("the checkpoint has no loss scale"))
+                .ok_or_else(|| bad_input!("the checkpoint has no loss scale"))
         };
         scaler.load_state(&saved("scale")?, &saved("growth_tracker")?)?;
     }
@@ -414,10 +420,12 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
 
 /// The devices whose random numbers a run draws.
 fn generators(device: Device) -> Vec<Device> {
-    match device {
-        Device::Cpu => vec![Device::Cpu],
-        other => vec![Device::Cpu, other],
+    // The CPU's is there on every device: initial values come from it.
+    let mut all = vec![Device::Cpu];
+    if !all.contains(&device) {
+        all.push(device);
     }
+    all
 }
 
 fn generator_name(device: Device) -> String {

@@ -1,0 +1,375 @@
+#!/usr/bin/env python3
+"""Runs workloads in tch-suite and in PyTorch alternately, and writes the page on performance.
+
+    benches/compare.py --suite PROGRAM --pytorch PYTHON [WORKLOAD...]
+
+scripts/compare_with_pytorch.sh builds the program and finds the Python. Results are kept in docs/performance.json, a
+case (workload, what of it, arithmetic) replacing its earlier result; docs/performance.md and docs/performance.svg are
+made anew from all of them. Only the standard library is used.
+"""
+
+import argparse
+import ast
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from html import escape
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROGRAMS = REPOSITORY / "benches" / "pytorch"
+DOCS = REPOSITORY / "docs"
+DTYPES = ("fp32", "bf16")
+
+# Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. Adding a
+# workload: its entry here, a program of its name in benches/pytorch/, a variant in benches/workloads/main.rs.
+CASES = {
+    "lenet5": [
+        ("train", [], DTYPES),
+        ("infer", ["--mode", "infer"], DTYPES),
+    ],
+    "mlp_small": [
+        ("100-2-1 train", ["--net", "keras"], DTYPES),
+        ("100-2-1 infer", ["--net", "keras", "--mode", "infer"], DTYPES),
+        ("784-256-10 train", ["--net", "mnist"], DTYPES),
+        ("784-256-10 infer", ["--net", "mnist", "--mode", "infer"], DTYPES),
+    ],
+    "startup": [
+        ("first step", [], ("fp32",)),
+    ],
+}
+
+# Others' use of the processor, as a share of all cores, below which the machine counts as quiet.
+QUIET = 0.05
+
+
+def main():
+    options = parse()
+    DOCS.mkdir(exist_ok=True)
+    path = DOCS / "performance.json"
+    results = json.loads(path.read_text())["cases"] if path.is_file() else []
+    for workload in options.workloads or CASES:
+        for case, flags, dtypes in CASES[workload]:
+            if options.dtype not in dtypes:
+                continue
+            result = measure(options, workload, case, flags)
+            identity = ("workload", "case", "dtype")
+            results = [old for old in results if any(old[key] != result[key] for key in identity)] + [result]
+            results.sort(key=order)
+            # After each case, so that an interruption loses one.
+            path.write_text(json.dumps({"cases": results}, indent=1) + "\n")
+    (DOCS / "performance.svg").write_text(plot(results))
+    (DOCS / "performance.md").write_text(page(results))
+    print(f"wrote {path.relative_to(REPOSITORY)}, performance.md and performance.svg", file=sys.stderr)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(CASES)}; all if none is named")
+    add("--suite", required=True, metavar="PROGRAM", help="the built benches/workloads")
+    add("--pytorch", required=True, metavar="PYTHON", help="a Python with benches/pytorch/requirements.txt")
+    add("--rounds", type=int, default=5, metavar="N", help="how often each side is run (default: 5)")
+    add("--dtype", choices=DTYPES, default="fp32", help="arithmetic (default: fp32)")
+    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="threads of both sides (default: all cores)")
+    add("--omp-wait", choices=["default", "passive", "active"], default="default", help="OMP_WAIT_POLICY of both sides")
+    add("--patience", type=float, default=120, metavar="SECONDS", help="how long a case waits for a quiet machine")
+    options = parser.parse_args()
+    for workload in options.workloads:
+        if workload not in CASES:
+            parser.error(f"there is no workload {workload}: choose of {', '.join(CASES)}")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def order(result):
+    """The order of the page: that of CASES, fp32 first."""
+    names = [case for case, *_ in CASES.get(result["workload"], [])]
+    place = names.index(result["case"]) if result["case"] in names else len(names)
+    workloads = list(CASES)
+    known = result["workload"] in CASES
+    return workloads.index(result["workload"]) if known else len(workloads), place, DTYPES.index(result["dtype"])
+
+
+# ---- Measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(options, workload, case, flags):
+    """Runs both sides in turn and returns what is kept of it."""
+    shared = [*flags, "--threads", str(options.threads), "--dtype", options.dtype, "--omp-wait", options.omp_wait]
+    commands = {
+        "suite": [options.suite, "--workload", workload, *shared],
+        "pytorch": [options.pytorch, str(PROGRAMS / f"{workload}.py"), *shared],
+    }
+    lines = {"suite": [], "pytorch": []}
+    deadline = time.monotonic() + options.patience
+    busiest = 0.0
+    for number in range(options.rounds):
+        # Whoever comes second finds a warmer machine: take turns at that, too.
+        for side in ("suite", "pytorch") if number % 2 == 0 else ("pytorch", "suite"):
+            busiest = max(busiest, wait_for_quiet(deadline))
+            lines[side].append(run(commands[side], options))
+        ours, theirs = (lines[side][-1]["median"] for side in ("suite", "pytorch"))
+        print(f"{workload} {case} {options.dtype}, round {number + 1}: {ours:g} and {theirs:g}", file=sys.stderr)
+    unit = lines["suite"][0]["unit"]
+    ratios = [ratio(unit, ours["median"], theirs["median"]) for ours, theirs in zip(lines["suite"], lines["pytorch"])]
+    sides = {side: condense(lines[side]) for side in lines}
+    return {
+        "workload": workload,
+        "case": case,
+        "dtype": options.dtype,
+        "unit": unit,
+        "ratio": significant(ratio(unit, sides["suite"]["median"], sides["pytorch"]["median"])),
+        "ratio_range": [significant(min(ratios)), significant(max(ratios))],
+        **sides,
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "omp_wait": options.omp_wait,
+        "others_busy": round(busiest, 2),
+        "machine": machine(),
+    }
+
+
+def run(command, options):
+    """The JSON line of one run, in a fresh process."""
+    environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads))
+    environment.pop("OMP_WAIT_POLICY", None)
+    if options.omp_wait != "default":
+        environment["OMP_WAIT_POLICY"] = options.omp_wait
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or len(lines) != 1:
+        sys.exit(f"compare.py: `{' '.join(command)}` failed (exit status {done.returncode})")
+    return json.loads(lines[0])
+
+
+def ratio(unit, ours, theirs):
+    """How many times as fast the suite is: of rates ours over theirs, of times the reverse."""
+    return theirs / ours if unit == "s" else ours / theirs
+
+
+def condense(lines):
+    medians = [line["median"] for line in lines]
+    kept = {"impl": lines[0]["impl"], "variant": lines[0]["variant"], "median": significant(statistics.median(medians))}
+    kept["medians"] = medians
+    for key in ("rss_mb", "startup_s", "import_s", "exit_s"):
+        values = [line[key] for line in lines if line.get(key) is not None]
+        if values:
+            kept[key] = significant(statistics.median(values))
+    return kept
+
+
+def wait_for_quiet(deadline):
+    """Waits until others leave the processor alone or the time is up, and returns the share of it that they use."""
+    busy = others_busy()
+    while busy > QUIET and time.monotonic() < deadline:
+        busy = others_busy()
+    return busy
+
+
+def others_busy():
+    """The share of the processor that is used while this program sleeps for a second; 0 where the system does not say."""
+
+    def times():
+        # user nice system idle iowait irq softirq steal
+        return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+    try:
+        before = times()
+    except OSError:
+        return 0.0
+    time.sleep(1)
+    spent = [after - earlier for earlier, after in zip(before, times())]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))
+
+
+def machine():
+    """What the figures depend on besides the programs."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def processor():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def significant(value):
+    return float(f"{value:.4g}")
+
+
+# ---- The page ----------------------------------------------------------------------------------------------------------
+
+
+def page(results):
+    machines = []
+    for result in results:
+        if result["machine"] not in machines:
+            machines.append(result["machine"])
+    versions = sorted({result[side]["impl"] for result in results for side in ("suite", "pytorch")}, reverse=True)
+    rounds = sorted({result["rounds"] for result in results})
+    lines = [
+        "# Performance",
+        "",
+        "How fast tch-suite is beside PyTorch in Python: the same networks from the same initial values on the same batches, "
+        "run alternately on one machine. A ratio above 1 means that tch-suite is faster.",
+        "",
+        "![Ratios of tch-suite to PyTorch](performance.svg)",
+        "",
+        *table(results, with_workload=True),
+        "",
+        "## Method",
+        "",
+        f"- Versions: {' and '.join(versions)}, the wheel that pip installs.",
+        f"- Rounds: {' or '.join(map(str, rounds))}. In each, both sides run once, as fresh processes, PyTorch first in every "
+        "other one. A figure is the median of the rounds' medians; the range is that of the rounds' ratios.",
+        "- tch-suite times what its verbs run: the whole training step with its sums for the log (loss, accuracy), the gradient "
+        "norm and the watch for values that are not finite; for inference the forward pass of `predict`. PyTorch times an ordinary "
+        "loop in eager mode without any of these, with the fused optimizer, which is its fastest on a CPU.",
+        "- Both have the same number of threads and the same `OMP_WAIT_POLICY`. tch-suite's programs tell the C library to keep large "
+        "blocks of memory for reuse; PyTorch runs as it comes.",
+        "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does; PyTorch has "
+        "weights of that type.",
+        "- Memory is the peak of the resident set of the whole process.",
+        "",
+        f"To measure again: `scripts/compare_with_pytorch.sh{' WORKLOAD…'}`; the figures of this page are in `performance.json`.",
+        "",
+        f"## Machine{'s' if len(machines) > 1 else ''}",
+        "",
+    ]
+    lines += [f"{number}. {describe(one)}" if len(machines) > 1 else describe(one) for number, one in enumerate(machines, 1)]
+    for workload in dict.fromkeys(result["workload"] for result in results):
+        own = [result for result in results if result["workload"] == workload]
+        lines += ["", f"## {workload}", "", "```text", *specification(workload), "```", "", *table(own), ""]
+        lines += notes(own, machines)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(results, with_workload=False):
+    head = ["case", "arithmetic", "tch-suite", "PyTorch", "ratio", "range", "memory, MiB"]
+    rows = []
+    for result in results:
+        ours, theirs = result["suite"], result["pytorch"]
+        low, high = result["ratio_range"]
+        rows.append(
+            [
+                result["case"],
+                result["dtype"],
+                quantity(ours["median"], result["unit"]),
+                quantity(theirs["median"], result["unit"]),
+                f"**{result['ratio']:.2f}**",
+                f"{low:.2f} to {high:.2f}",
+                f"{ours['rss_mb']:.0f} / {theirs['rss_mb']:.0f}",
+            ]
+        )
+    if with_workload:
+        head.insert(0, "workload")
+        rows = [[result["workload"], *row] for result, row in zip(results, rows)]
+    left = 3 if with_workload else 2
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def quantity(value, unit):
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f} {unit}"
+
+
+def specification(workload):
+    """The docstring of the PyTorch program, which both sides follow."""
+    docstring = ast.get_docstring(ast.parse((PROGRAMS / f"{workload}.py").read_text())) or ""
+    return docstring.splitlines()
+
+
+def notes(results, machines):
+    """How these cases were taken, where that is not the same for all."""
+    lines = []
+    settings = {(result["threads"], result["omp_wait"]) for result in results}
+    for threads, policy in sorted(settings):
+        which = "OMP_WAIT_POLICY unset" if policy == "default" else f"OMP_WAIT_POLICY={policy}"
+        lines.append(f"{threads} thread{'s' if threads > 1 else ''}, {which}.")
+    if len(machines) > 1:
+        numbers = sorted({machines.index(result["machine"]) + 1 for result in results})
+        lines.append(f"Machine {' and '.join(map(str, numbers))}.")
+    loud = [f"{result['case']} {result['dtype']}" for result in results if result["others_busy"] > QUIET]
+    if loud:
+        lines.append(f"Other programs used the processor before some rounds of: {', '.join(loud)}.")
+    return [" ".join(lines)]
+
+
+def describe(one):
+    return (
+        f"{one['processor']}, {one['cores']} core{'s' if one['cores'] > 1 else ''}, {one['memory_gib']} GiB of memory; "
+        f"{one['system']}; Python {one['python']}."
+    )
+
+
+# ---- The plot ----------------------------------------------------------------------------------------------------------
+
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #222 }
+  .quiet { fill: #666 }
+  .bar { fill: #2b6cb0 } .slower { fill: #b7791f }
+  .range { stroke: #222; stroke-width: 1.5 }
+  .grid { stroke: #ddd } .one { stroke: #222 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6e6e6 } .quiet { fill: #9a9a9a }
+    .bar { fill: #63a4e8 } .slower { fill: #e0b050 }
+    .range { stroke: #e6e6e6 } .grid { stroke: #3a3a3a } .one { stroke: #e6e6e6 }
+  }
+"""
+
+
+def plot(results):
+    """A bar for each case from ratio 1 on a logarithmic axis, with the range of its rounds."""
+    label_width, width, row_height, top = 270, 760, 24, 34
+    height = top + row_height * len(results) + 14
+    ends = [end for result in results for end in result["ratio_range"]] + [1.0, 2.0]
+    low, high = math.floor(math.log2(min(ends))), math.ceil(math.log2(max(ends)))
+
+    def x(value):
+        return label_width + (math.log2(value) - low) / (high - low) * (width - label_width - 60)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        'aria-label="How many times as fast as PyTorch tch-suite is, by workload">',
+        f"<style>{STYLE}</style>",
+        f'<text x="{label_width - 10}" y="18" text-anchor="end" class="quiet">times as fast as PyTorch</text>',
+    ]
+    for exponent in range(low, high + 1):
+        at = x(2.0**exponent)
+        kind = "one" if exponent == 0 else "grid"
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 8}" y2="{height - 10}" class="{kind}"/>')
+        parts.append(f'<text x="{at:.1f}" y="18" text-anchor="middle" class="quiet">{2.0**exponent:g}</text>')
+    for row, result in enumerate(results):
+        y = top + row * row_height
+        value, (least, most) = result["ratio"], result["ratio_range"]
+        left, right = sorted((x(1.0), x(value)))
+        name = escape(f"{result['workload']} {result['case']}, {result['dtype']}")
+        parts += [
+            f'<text x="{label_width - 10}" y="{y + 14}" text-anchor="end">{name}</text>',
+            f'<rect x="{left:.1f}" y="{y + 2}" width="{right - left:.1f}" height="16" class="bar{" slower" * (value < 1)}"/>',
+            f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y + 10}" y2="{y + 10}" class="range"/>',
+            f'<text x="{max(right, x(most)) + 6:.1f}" y="{y + 14}">{value:.2f}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+//! Throughput of whole workloads: training steps, inference, start-up.
+//!
+//! `cargo bench --bench workloads` runs them all with their usual sizes; `-- --workload NAME` with further flags runs one. Each prints one
+//! JSON line with the keys that the programs of the same names in `benches/pytorch/` print, whose docstrings specify shapes, loss and
+//! optimizer; `scripts/compare_with_pytorch.sh` runs both sides alternately.
+//!
+//! What is timed is what the verbs run: [`Stepper`](tch_suite::training::step::Stepper) with a task for training, the forward pass of `predict`
+//! for inference. To add a workload: a variant of [`Workload`] with its line in `run`, a program in `benches/pytorch/`, and its cases
+//! in `benches/compare.py`.
+
+mod harness;
+mod image;
+mod mlp_small;
+mod startup;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use harness::{Options, WaitPolicy};
+use tch_suite::error::{exit_code, one_sentence};
+use tch_suite::native::{random, system};
+
+/// Throughput of a workload, as one JSON line
+#[derive(Parser)]
+#[command(name = "workloads", version)]
+struct Arguments {
+    /// What to run [default: each, in a process of its own]
+    #[arg(long, value_enum)]
+    workload: Option<Workload>,
+    #[command(flatten)]
+    options: Options,
+    /// The process that `startup` times: load, build, one step
+    #[arg(long, hide = true)]
+    startup_child: bool,
+    /// What `cargo bench` passes
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    /// LeNet-5 on 28 × 28 grey images
+    #[value(name = "lenet5")]
+    LeNet5,
+    /// Two tiny dense networks, where overhead is the cost
+    #[value(name = "mlp_small")]
+    MlpSmall,
+    /// Process start to the first training step done
+    Startup,
+}
+
+fn main() -> ExitCode {
+    system::tune_heap();
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("workloads: {}", one_sentence(&error));
+            exit_code(&error)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let options = &arguments.options;
+    if arguments.startup_child {
+        return startup::child(options);
+    }
+    let Some(workload) = arguments.workload else { return each() };
+    settle_openmp(options)?;
+    tch::set_num_threads(i32::try_from(options.threads).context("--threads")?);
+    random::manual_seed(options.seed)?;
+    match workload {
+        Workload::LeNet5 => image::run(&image::LENET5, options),
+        Workload::MlpSmall => mlp_small::run(options),
+        Workload::Startup => startup::run(options),
+    }
+}
+
+/// Every workload with the same further flags, each in its own process so that memory and start-up are its own.
+fn each() -> Result<()> {
+    for workload in Workload::value_variants() {
+        let name = workload.to_possible_value().context("a workload without a name")?;
+        let program = std::env::current_exe().context("finding this program")?;
+        let status = Command::new(program)
+            .args(["--workload", name.get_name()])
+            .args(std::env::args().skip(1))
+            .status()
+            .context("starting a workload")?;
+        if !status.success() {
+            bail!("the workload {} failed", name.get_name());
+        }
+    }
+    Ok(())
+}
+
+/// OpenMP reads its variables when it is loaded, which is before `main`: where they are not as asked, the process starts over with them.
+fn settle_openmp(options: &Options) -> Result<()> {
+    let mut wanted = vec![("OMP_NUM_THREADS", options.threads.to_string())];
+    match options.omp_wait {
+        WaitPolicy::Default => {}
+        WaitPolicy::Passive => wanted.push(("OMP_WAIT_POLICY", "passive".to_owned())),
+        WaitPolicy::Active => wanted.push(("OMP_WAIT_POLICY", "active".to_owned())),
+    }
+    wanted.retain(|(name, value)| std::env::var(name).ok().as_ref() != Some(value));
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("finding this program")?;
+    let error = Command::new(program).args(std::env::args_os().skip(1)).envs(wanted).exec();
+    Err(error).context("starting over with OpenMP's variables")
+}

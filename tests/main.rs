@@ -1,0 +1,21 @@
+//! Tests that run the real programs and the library as its users do; one module for each subject.
+//!
+//! Tests that need the larger data (the folder that `TCH_SUITE_DATA` names) are skipped without it.
+
+mod support;
+
+mod accumulation;
+mod bad_input;
+mod evaluation;
+mod export;
+mod full_disk;
+mod information;
+mod initial_weights;
+mod optimizers;
+mod predictions;
+mod recipes_in_effect;
+mod registry;
+mod resume;
+mod schedules;
+mod signals;
+mod source_rules;
