@@ -523,6 +523,7 @@ def unpack(file, path, origin, folder, room):
     missing = set(file.arguments)
     try:
         for name, kind, open_member in members(path):
+            name = name[2:] if name.startswith("./") else name
             if kind == "folder" or not wanted(name, file.arguments):
                 continue
             if kind == "other":
@@ -655,8 +656,8 @@ def require_space(dataset, out, mirror):
     downloads = 0 if mirror and not is_address(mirror) else sum(file.bytes or 0 for file in dataset.files_of(OFFICIAL))
     free = shutil.disk_usage(out).free
     if dataset.room + downloads > free:
-        needed = size_text(dataset.room + downloads)
-        raise InputError(f"{dataset.name} needs {needed} and only {size_text(free)} are free where {out} is: make room.")
+        needed, free = size_text(dataset.room + downloads), size_text(free)
+        raise InputError(f"{dataset.name} needs {needed} and only {free} are free where {out} is: make room.")
 
 
 def fetch_set(dataset, out, mirror):

@@ -197,7 +197,7 @@ mod tests {
         );
         let optimizer = refusal(recipe(json!({"optimizer": {"name": "sgd", "momentun": 0.9}})));
         assert!(optimizer.contains("training.optimizer") && optimizer.contains("`momentum`"), "{optimizer}");
-        assert!(refusal(recipe(json!({"optimizer": {"name": "adamm"}}))).contains("`adam`"));
+        assert!(refusal(recipe(json!({"optimizer": {"name": "sgdd"}}))).contains("`sgd`"));
         assert!(refusal(recipe(json!({"epochs": "many"}))).contains("training.epochs: invalid type"));
         assert!(refusal(json!({"name": "n", "model": {"width": -1}})).contains("model.width"));
         assert!(refusal(json!({"name": "n", "model": {"width": 1}})).contains("missing field `data`"));

@@ -68,7 +68,7 @@ impl Linear {
     fn new(initial: &BTreeMap<String, Initial>) -> Result<Linear> {
         let parameters = Parameters::new(Device::Cpu);
         for (name, Initial { shape, values }) in initial {
-            parameters.root().parameter(name, Tensor::from_slice(values).reshape(shape))?;
+            let _ = parameters.root().parameter(name, Tensor::from_slice(values).reshape(shape))?;
         }
         Ok(Linear { parameters })
     }

@@ -190,28 +190,27 @@ impl<'a> Subject<'a> {
         // A step, and then some thousandths of a second.
         let from = saved_step(run).unwrap_or(0);
         let step = from + 1 + noise.below((self.total - from).max(1));
-        let mut pause = Some(Duration::from_micros(noise.below(40_000)));
+        let pause = Duration::from_micros(noise.below(20_000));
         let delay = Duration::from_millis(noise.below(400));
         // What an earlier kill left must go before the moment can come again.
-        let mut armed = !self.is_at(moment, run);
+        let mut armed = false;
         let mut child = command.spawn().unwrap();
         let start = Instant::now();
         let reached = wait_until(&mut child, || match moment {
             AtOnce => start.elapsed() >= delay,
-            Random => {
-                let now = self.latest_step(run).is_some_and(|latest| latest >= step);
-                if now && let Some(pause) = pause.take() {
-                    std::thread::sleep(pause);
-                }
-                now
-            }
             _ => {
-                let now = self.is_at(moment, run);
+                let now = match moment {
+                    Random => self.latest_step(run).is_some_and(|latest| latest >= step),
+                    moment => self.is_at(moment, run),
+                };
                 armed |= !now;
                 armed && now
             }
         });
         if reached {
+            if moment == Random {
+                std::thread::sleep(pause);
+            }
             child.kill().unwrap();
         }
         let status = child.wait().unwrap();

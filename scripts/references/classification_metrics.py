@@ -51,10 +51,10 @@ def case(name, classes, count, seed, decimals=None, absent=()):
     logits[np.arange(count), targets] += 1.0
     if decimals is not None:
         logits = logits.round(decimals)
-    # As the suite computes them, so that ties and orders are the same on both sides.
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(1, keepdims=True)
-    return {"name": name, "num_classes": classes, "logits": logits.ravel().tolist(), "targets": targets.tolist(),
+    # float32 as the suite holds them, so that ties are the same on both sides.
+    probabilities = (exponentials / exponentials.sum(1, keepdims=True)).astype(np.float32).astype(np.float64)
+    return {"name": name, "num_classes": classes, "probabilities": probabilities.ravel().tolist(), "targets": targets.tolist(),
             **expectation(targets, probabilities)}
 
 

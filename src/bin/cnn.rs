@@ -17,7 +17,7 @@ enum Verb {
     #[command(flatten)]
     Common(CommonVerb),
     /// Write the first training batches as the network sees them, to compare with another framework's
-    Batches(BatchesArgs),
+    Batches(Box<BatchesArgs>),
 }
 
 fn main() -> ExitCode {

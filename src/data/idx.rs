@@ -57,12 +57,8 @@ pub fn parse(images_name: &str, images: &[u8], labels_name: &str, labels: &[u8])
         bail_input!("{images_name} holds {count} images but {labels_name} holds {label_count} labels");
     }
     let form = ImageForm { channels: 1, size: [height, width] };
-    ImageStore::new(
-        images_name,
-        form,
-        pixels.to_vec(),
-        labels.iter().map(|&label| i64::from(label)).collect(),
-    )
+    let labels = labels.iter().map(|&label| i64::from(label)).collect();
+    Ok(ImageStore::new(images_name, form, pixels.to_vec(), labels)?.with_labels_from(labels_name))
 }
 
 fn decompress(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -96,9 +92,7 @@ fn header<'a, const DIMENSIONS: usize>(
     let mut sizes = [0; DIMENSIONS];
     let mut expected = Some(1usize);
     for (dimension, size) in sizes.iter_mut().enumerate() {
-        *size = word(dimension + 1)
-            .ok_or_else(|| bad_input!("{name} ends in its header"))?
-            as usize;
+        *size = word(dimension + 1).ok_or_else(|| bad_input!("{name} ends in its header"))? as usize;
         if *size == 0 {
             bail_input!("{name} holds no {content}: size {} of its header is 0", dimension + 1);
         }
@@ -131,7 +125,7 @@ mod tests {
     }
 
     fn refusal(images: &[u8], labels: &[u8]) -> String {
-        let error = parse("images", images, "labels", labels).err().expect("it must be refused");
+        let error = parse("images", images, "labels", labels).expect_err("it must be refused");
         assert!(error.chain().any(|cause| cause.is::<crate::error::BadInput>()), "{error:?}");
         format!("{error:#}")
     }

@@ -27,6 +27,11 @@ pub trait ImageSource: Send + Sync {
 
     /// Its file, or its number in the file.
     fn describe(&self, position: usize) -> String;
+
+    /// Where its label comes from.
+    fn describe_label(&self, position: usize) -> String {
+        self.describe(position)
+    }
 }
 
 /// Images of one size in memory, as bytes.
@@ -36,6 +41,7 @@ pub struct ImageStore {
     pixels: Vec<u8>,
     labels: Vec<i64>,
     name: String,
+    labels_name: String,
 }
 
 impl ImageStore {
@@ -44,7 +50,13 @@ impl ImageStore {
         if form.bytes() * labels.len() != pixels.len() {
             bail_input!("{name}: {} bytes are not {} images of {form:?}", pixels.len(), labels.len());
         }
-        Ok(Self { form, pixels, labels, name: name.to_owned() })
+        Ok(Self { form, pixels, labels, name: name.to_owned(), labels_name: name.to_owned() })
+    }
+
+    /// Names the file that the labels come from, where it is another one.
+    pub fn with_labels_from(mut self, name: &str) -> Self {
+        self.labels_name = name.to_owned();
+        self
     }
 
     /// Channels and size of every image.
@@ -74,6 +86,10 @@ impl ImageSource for ImageStore {
 
     fn describe(&self, position: usize) -> String {
         format!("{} image {position}", self.name)
+    }
+
+    fn describe_label(&self, position: usize) -> String {
+        format!("{} item {position}", self.labels_name)
     }
 }
 

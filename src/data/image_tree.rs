@@ -78,7 +78,7 @@ pub fn read_folder(root: &Path) -> Result<LabelledImages> {
         })?;
         let path = entry.path();
         if entry.file_type().is_dir() {
-            if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()) {
+            if path != root && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()) {
                 empty.insert(path.to_owned());
             }
         } else if is_image_name(path) {

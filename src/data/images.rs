@@ -177,6 +177,9 @@ impl ImageDataConfig {
             bail_input!("the classes of the data are not those of the run: {example}");
         }
         let form = self.form(opened.train.as_ref())?;
+        for source in [&opened.validation, &opened.test].into_iter().flatten() {
+            self.require_size(source.as_ref(), form)?;
+        }
         let augment = Arc::new(self.augment.clone());
         let free_size = self.image_size.is_some();
         let dataset = |source: &Arc<dyn ImageSource>, samples: Vec<usize>| ImageDataset {
@@ -282,6 +285,14 @@ impl ImageDataConfig {
         })
     }
 
+    /// Refuses a part whose first image shows that it has another size, before anything is trained.
+    fn require_size(&self, source: &dyn ImageSource, form: ImageForm) -> Result<()> {
+        match self.image_size {
+            None => require_size(&source.describe(0), source.image(0)?.size(), form),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// The value of each of `channels` channels.
     fn per_channel(values: &[f64], channels: usize, key: &str) -> Result<Vec<f64>> {
         match values {
@@ -303,6 +314,18 @@ impl ImageDataConfig {
             offset: column(mean.iter().zip(&std).map(|(mean, std)| -mean / std).collect())?,
         })
     }
+}
+
+/// Refuses an image of another size where images are not scaled.
+fn require_size(name: &str, size: [usize; 2], form: ImageForm) -> Result<()> {
+    let ([height, width], [own_height, own_width]) = (form.size, size);
+    if size != form.size {
+        bail_input!(
+            "{name} is {own_height} × {own_width} pixels but the first training image is {height} × {width}: give --set \
+             data.image_size=[{height},{width}] to scale all to one size"
+        );
+    }
+    Ok(())
 }
 
 fn is_archive(path: &Path) -> bool {
@@ -404,13 +427,8 @@ impl ImageDataset {
     /// Appends the bytes of one sample, `[channel, height, width]`.
     pub fn append_image(&self, sample: usize, pixels: &mut Vec<u8>) -> Result<()> {
         let image = self.source.image(self.samples[sample])?;
-        if !self.free_size && image.size() != self.form.size {
-            let ([height, width], [other_height, other_width]) = (self.form.size, image.size());
-            bail_input!(
-                "{} is {other_height} × {other_width} pixels but the first image is {height} × {width}: give --set \
-                 data.image_size=[{height},{width}] to scale all to one size",
-                self.describe(sample)
-            );
+        if !self.free_size {
+            require_size(&self.describe(sample), image.size(), self.form)?;
         }
         image.append_fitted(self.form, pixels)
     }
@@ -420,7 +438,7 @@ impl ImageDataset {
         match (0..self.samples.len()).find(|&sample| !(0..classes).contains(&self.label(sample))) {
             Some(sample) => bail_input!(
                 "{} has label {}, outside 0..{} for {classes} classes",
-                self.describe(sample),
+                self.source.describe_label(self.samples[sample]),
                 self.label(sample),
                 classes - 1
             ),

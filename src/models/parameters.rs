@@ -202,7 +202,7 @@ mod tests {
         let parameters = Parameters::new(Device::Cpu);
         let layer = parameters.root().child("layer").child(0);
         let weight = layer.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))?;
-        layer.buffer("running_mean", Tensor::zeros([2], (Kind::Float, Device::Cpu)))?;
+        let _ = layer.buffer("running_mean", Tensor::zeros([2], (Kind::Float, Device::Cpu)))?;
         assert!(layer.parameter("weight", Tensor::zeros([1], (Kind::Float, Device::Cpu))).is_err());
         assert!(weight.requires_grad());
         assert_eq!(parameters.count(), 6);

@@ -192,7 +192,8 @@ fn averages(scores: &[ClassScores], counts: &[u64], top5_accuracy: f64) -> BTree
         (0..size).filter(|&class| seen(class)).map(|class| &scores[class]).collect();
     let all: f64 = scores.iter().map(|scores| scores.support as f64).sum();
     let mut metrics = BTreeMap::from([("top5_accuracy".to_owned(), top5_accuracy)]);
-    let named: [(&str, fn(&ClassScores) -> f64); 3] = [
+    type Score = fn(&ClassScores) -> f64;
+    let named: [(&str, Score); 3] = [
         ("precision", |scores| scores.precision),
         ("recall", |scores| scores.recall),
         ("f1", |scores| scores.f1),
@@ -288,14 +289,12 @@ mod tests {
         assert_eq!(cases.len(), 7);
         for case in cases {
             let name = case["name"].as_str().unwrap_or_default();
-            let logits: Vec<f64> = serde_json::from_value(case["logits"].clone())?;
-            let targets: Vec<i64> = serde_json::from_value(case["targets"].clone())?;
-            let classes: i64 = serde_json::from_value(case["num_classes"].clone())?;
-            let names = (0..classes).map(|class| class.to_string()).collect();
-            let mut evaluator = Box::new(ClassificationEvaluator::new(names));
-            let prediction = Tensor::from_slice(&logits).to_kind(Kind::Float).view([-1, classes]);
-            let samples: Vec<usize> = (0..targets.len()).collect();
-            evaluator.add(&samples, &Outcome { prediction, target: Tensor::from_slice(&targets) })?;
+            let classes: usize = serde_json::from_value(case["num_classes"].clone())?;
+            let mut evaluator =
+                Box::new(ClassificationEvaluator::new((0..classes).map(|class| class.to_string()).collect()));
+            evaluator.probabilities = serde_json::from_value(case["probabilities"].clone())?;
+            evaluator.targets = serde_json::from_value(case["targets"].clone())?;
+            evaluator.samples = (0..evaluator.targets.len()).collect();
             let evaluation = evaluator.finish()?;
             let expected: BTreeMap<String, Option<f64>> = serde_json::from_value(case["metrics"].clone())?;
             for (metric, expected) in expected.into_iter().filter(|(metric, _)| metric != "accuracy") {

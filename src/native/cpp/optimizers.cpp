@@ -30,7 +30,6 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -38,7 +37,7 @@ using suite::Tensors;
 
 extern "C" {
 
-// Mirrored in optimizer_kernels.rs.
+// Mirrored in ffi.rs.
 struct SuiteSgd {
   double momentum, dampening, weight_decay;
   bool nesterov;
@@ -93,16 +92,9 @@ struct Group {
   }
 };
 
-// Below this many elements, waking the other threads costs more than they save.
-constexpr int64_t worth_threads = 1 << 15;
-
 // From this size on, libtorch shares the elements of a parameter out among the threads; of smaller ones each thread takes whole
-// ones, which are small enough to give all threads nearly the same amount of work.
-int64_t large_size(const Tensors& parameters) {
-  int64_t elements = 0;
-  for (const at::Tensor& parameter : parameters) elements += parameter.numel();
-  return std::max(worth_threads, elements / (16 * at::get_num_threads()));
-}
+// ones. Below this many elements in all, waking the other threads costs more than they save.
+constexpr int64_t large_size = 1 << 15;
 
 Group gather(const Call& call) {
   Group group;
@@ -113,13 +105,12 @@ Group gather(const Call& call) {
                 " parameters");
     group.state[kind].reserve(all.size());
   }
-  const int64_t large_elements = large_size(all);
   group.parameters.reserve(all.size());
   group.gradients.reserve(all.size());
   for (bool large : {true, false}) {
     for (size_t i = 0; i < all.size(); i++) {
       const int64_t elements = all[i].numel();
-      if ((elements >= large_elements) != large) continue;
+      if ((elements >= large_size) != large) continue;
       const at::Tensor& gradient = suite::gradient_of(all[i]);
       if (!gradient.defined()) continue;
       group.parameters.push_back(all[i]);
@@ -162,7 +153,7 @@ void share_out(const Group& group, Work&& work) {
   if (!group.on_host()) return work(group.slice(0, count));
   for (size_t i = 0; i < group.large; i++) work(group.slice(i, i + 1));
   if (group.large == count) return;
-  if (group.small_elements < worth_threads) {
+  if (group.small_elements < large_size) {
     OneThread one_thread;
     for (size_t i = group.large; i < count; i++) work(group.slice(i, i + 1));
     return;

@@ -66,7 +66,7 @@ constexpr int attribute_major = 75, attribute_minor = 76;
 
 extern "C" {
 
-// Mirrored in system.rs.
+// Mirrored in ffi.rs.
 struct SuiteCudaDevice {
   char name[256];
   uint64_t total_memory;
