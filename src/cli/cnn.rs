@@ -278,6 +278,12 @@ fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
     counts.iter().map(weight).collect()
 }
 
+/// The last folder and the file of a path: long paths break the grid of a report.
+fn short_name(name: &str) -> String {
+    let parts: Vec<&str> = name.rsplitn(3, '/').take(2).collect();
+    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+}
+
 /// Samples that the evaluation picked out, with their pictures.
 fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec<Example>> {
     const LARGEST_SIDE: u32 = 96;
@@ -301,7 +307,7 @@ fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec
                 channels as u8,
                 LARGEST_SIDE,
             )?),
-            name: data.describe(sample),
+            name: short_name(&data.describe(sample)),
             label: Some(name(number("label"))),
             prediction: name(number("predicted")),
             probability: one["probability"].as_f64(),

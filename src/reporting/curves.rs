@@ -8,6 +8,8 @@ use super::plots::{Chart, Mark, Scale, Series, TicksAbove};
 
 /// Training metrics that tell about the machine rather than the model.
 const SPEED: [&str; 3] = ["samples_per_second", "tokens_per_second", "data_wait"];
+/// The seconds since the run began, which make no curve worth drawing.
+const CLOCK: &str = "seconds";
 /// Training metrics that tell about the optimizer.
 const OPTIMIZER: [&str; 2] = ["lr", "grad_norm"];
 /// Epoch numbers above a chart.
@@ -35,7 +37,7 @@ pub(super) fn curves(runs: &[(&str, &[Record])], primary: &str) -> Curves {
     let mut metrics: Vec<&str> = names
         .iter()
         .copied()
-        .filter(|name| !rate(name) && !SPEED.contains(name) && !OPTIMIZER.contains(name))
+        .filter(|name| !rate(name) && !SPEED.contains(name) && !OPTIMIZER.contains(name) && *name != CLOCK)
         .collect();
     // The loss, the primary metric, then what is known to be better or worse, by name.
     metrics.sort_by_key(|name| (*name != "loss", *name != primary, better(name).is_none(), *name));
