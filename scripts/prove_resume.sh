@@ -8,8 +8,9 @@ usage() {
     cat <<'END'
 usage: scripts/prove_resume.sh [KILLS] [SEED]
 
-Trains LeNet-5 in five ways (momentum and dropout; averaged weights; accumulation with a ragged end of the epoch; bfloat16; Adam
-with a schedule, warm-up and clipping), kills each training with SIGKILL again and again (before the first save, during saves and
+Trains small networks in seven ways (momentum and dropout; averaged weights and a plateau schedule; accumulation with a ragged end
+of the epoch; bfloat16; float16 with loss scaling; batch normalisation; Adam with a schedule, warm-up and clipping), kills each
+training with SIGKILL again and again (before the first save, during saves and
 evaluations, in the last step, after the last save, twice running, at random) and resumes it. In the end all checkpoints must be
 those of an undisturbed run to the byte, and metrics.jsonl must hold every step once. Goes on until there have been KILLS kills
 (40 by default) and every kind of training has been killed at every one of these moments; SEED (0 by default) draws the moments.

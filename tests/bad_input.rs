@@ -165,7 +165,7 @@ fn damaged_image_files_are_refused() {
     with(&images, &zipped, &["damaged gzip"]);
 
     std::fs::write(&labels, idx(LABELS, &[80], &[[0u8; 79].as_slice(), &[4]].concat())).unwrap();
-    place.refuses(&[], &["image 79", "label 4", "0..3"]);
+    place.refuses(&[], &[&name(&labels), "79", "label 4", "0..3"]);
 
     std::fs::remove_file(&labels).unwrap();
     std::fs::write(place.data.join("t10k-labels-idx1-ubyte"), idx(LABELS, &[1], &[0])).unwrap();

@@ -18,8 +18,9 @@ const SAVE_EVERY: u64 = 9;
 const EVAL_EVERY: u64 = 8;
 
 /// A kind of training whose state has parts of its own.
-pub struct Case {
+struct Case {
     name: &'static str,
+    model: &'static str,
     settings: &'static [&'static str],
     /// When it is killed in the everyday test.
     moments: &'static [Moment],
@@ -46,30 +47,57 @@ enum Moment {
 
 use Moment::*;
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 7] = [
     Case {
         name: "momentum and dropout",
+        model: "lenet5",
         settings: &["model.dropout=0.2", "training.threads=2"],
         moments: &[BeforeFirstSave, DuringSave, DuringEvaluation],
     },
     Case {
-        name: "averaged weights",
-        settings: &["training.ema=0.9", "model.dropout=0.1"],
+        // A threshold that no evaluation passes, so that the plateau's count moves each time.
+        name: "averaged weights, plateau",
+        model: "lenet5",
+        settings: &[
+            "training.ema=0.9",
+            "model.dropout=0.1",
+            r#"training.schedule={"name": "plateau", "patience": 1, "factor": 0.7, "threshold": 0.5}"#,
+        ],
         moments: &[DuringSave, AtOnce],
     },
     Case {
         // 14 batches to an epoch: four steps of three and one of two.
         name: "accumulation with a ragged end of the epoch",
-        settings: &["training.accumulate=3", "training.epochs=8", "model.dropout=0.2"],
+        model: "lenet5",
+        settings: &[
+            "training.accumulate=3",
+            "training.epochs=8",
+            "model.dropout=0.2",
+            r#"data.augment={"crop_padding": 1, "flip": true}"#,
+        ],
         moments: &[Random, DuringEvaluation],
     },
     Case {
         name: "bfloat16",
+        model: "lenet5",
         settings: &["training.precision=bf16", "model.dropout=0.2", "training.threads=2"],
         moments: &[Random, AfterLastSave],
     },
     Case {
+        name: "float16 with loss scaling",
+        model: "lenet5",
+        settings: &["training.precision=fp16", "training.class_weights=[1, 2, 0.5, 1]"],
+        moments: &[DuringSave],
+    },
+    Case {
+        name: "batch normalisation, averaged weights",
+        model: "resnet20",
+        settings: &["training.ema=0.9", "training.eval_batch_size=10"],
+        moments: &[Random],
+    },
+    Case {
         name: "adam, cosine, warm-up, clipping",
+        model: "lenet5",
         settings: &[
             r#"training.optimizer={"name": "adam", "lr": 0.01, "weight_decay": 0.01}"#,
             r#"training.schedule={"name": "cosine"}"#,
@@ -130,7 +158,7 @@ impl<'a> Subject<'a> {
             &eval_every,
         ];
         let settings: Vec<&str> = common.into_iter().chain(self.case.settings.iter().copied()).collect();
-        train_arguments("lenet5", &self.folder.join("data"), out, &settings)
+        train_arguments(self.case.model, &self.folder.join("data"), out, &settings)
     }
 
     /// Every step is there once, every evaluation once, and the test at the end.
@@ -303,7 +331,7 @@ fn momentum_and_dropout_survive_kills() {
 }
 
 #[test]
-fn averaged_weights_survive_kills() {
+fn averaged_weights_and_a_plateau_survive_kills() {
     survives_kills(1);
 }
 
@@ -318,8 +346,18 @@ fn bfloat16_survives_kills() {
 }
 
 #[test]
-fn adam_with_a_schedule_survives_kills() {
+fn float16_survives_kills() {
     survives_kills(4);
+}
+
+#[test]
+fn batch_normalisation_survives_kills() {
+    survives_kills(5);
+}
+
+#[test]
+fn adam_with_a_schedule_survives_kills() {
+    survives_kills(6);
 }
 
 /// `scripts/prove_resume.sh` runs this: every kind of training, killed at every moment, until there are enough kills.
