@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,7 @@ CASES = {
     ],
 }
 
-# Others' use of the processor, as a share of all cores, below which the machine counts as quiet.
+# Other programs' use of the processor, as a share of all cores, up to which the machine counts as quiet.
 QUIET = 0.05
 
 
@@ -78,7 +79,7 @@ def parse():
     add("--dtype", choices=DTYPES, default="fp32", help="arithmetic (default: fp32)")
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="threads of both sides (default: all cores)")
     add("--omp-wait", choices=["default", "passive", "active"], default="default", help="OMP_WAIT_POLICY of both sides")
-    add("--patience", type=float, default=120, metavar="SECONDS", help="how long a case waits for a quiet machine")
+    add("--patience", type=float, default=120, metavar="SECONDS", help="how long a case repeats runs that others disturb")
     options = parser.parse_args()
     for workload in options.workloads:
         if workload not in CASES:
@@ -113,8 +114,9 @@ def measure(options, workload, case, flags):
     for number in range(options.rounds):
         # Whoever comes second finds a warmer machine: take turns at that, too.
         for side in ("suite", "pytorch") if number % 2 == 0 else ("pytorch", "suite"):
-            busiest = max(busiest, wait_for_quiet(deadline))
-            lines[side].append(run(commands[side], options))
+            line, busy = undisturbed(commands[side], options, deadline)
+            busiest = max(busiest, busy)
+            lines[side].append(line)
         ours, theirs = (lines[side][-1]["median"] for side in ("suite", "pytorch"))
         print(f"{workload} {case} {options.dtype}, round {number + 1}: {ours:g} and {theirs:g}", file=sys.stderr)
     unit = lines["suite"][0]["unit"]
@@ -136,6 +138,21 @@ def measure(options, workload, case, flags):
     }
 
 
+def undisturbed(command, options, deadline):
+    """The JSON line of a run during which others left the processor alone, or, once the time is up, of any; and the share of the
+    processor that they used."""
+    while True:
+        before = usage()
+        line = run(command, options)
+        busy = others_share(before, usage())
+        if busy <= QUIET or time.monotonic() > deadline:
+            return line, busy
+        while busy > QUIET and time.monotonic() < deadline:
+            before = usage()
+            time.sleep(1)
+            busy = others_share(before, usage())
+
+
 def run(command, options):
     """The JSON line of one run, in a fresh process."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads))
@@ -147,6 +164,26 @@ def run(command, options):
     if done.returncode != 0 or len(lines) != 1:
         sys.exit(f"compare.py: `{' '.join(command)}` failed (exit status {done.returncode})")
     return json.loads(lines[0])
+
+
+def usage():
+    """Processor seconds so far: of all cores, of these the busy ones, and of this program's own children. None where the system does not say."""
+    try:
+        # user nice system idle iowait irq softirq steal, in ticks
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except OSError:
+        return None
+    second = os.sysconf("SC_CLK_TCK")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(ticks) / second, (sum(ticks) - ticks[3] - ticks[4]) / second, children.ru_utime + children.ru_stime
+
+
+def others_share(before, after):
+    """The share of the processor that programs other than this one's children used; 0 where the system does not say."""
+    if before is None or after is None:
+        return 0.0
+    everything, busy, own = (end - start for start, end in zip(before, after))
+    return max(0.0, busy - own) / max(everything, 0.01)
 
 
 def ratio(unit, ours, theirs):
@@ -163,30 +200,6 @@ def condense(lines):
         if values:
             kept[key] = significant(statistics.median(values))
     return kept
-
-
-def wait_for_quiet(deadline):
-    """Waits until others leave the processor alone or the time is up, and returns the share of it that they use."""
-    busy = others_busy()
-    while busy > QUIET and time.monotonic() < deadline:
-        busy = others_busy()
-    return busy
-
-
-def others_busy():
-    """The share of the processor that is used while this program sleeps for a second; 0 where the system does not say."""
-
-    def times():
-        # user nice system idle iowait irq softirq steal
-        return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-
-    try:
-        before = times()
-    except OSError:
-        return 0.0
-    time.sleep(1)
-    spent = [after - earlier for earlier, after in zip(before, times())]
-    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))
 
 
 def machine():
@@ -238,7 +251,8 @@ def page(results):
         "",
         f"- Versions: {' and '.join(versions)}, the wheel that pip installs.",
         f"- Rounds: {' or '.join(map(str, rounds))}. In each, both sides run once, as fresh processes, PyTorch first in every "
-        "other one. A figure is the median of the rounds' medians; the range is that of the rounds' ratios.",
+        "other one. A figure is the median of the rounds' medians; the range is that of the rounds' ratios. A run during which other "
+        "programs use the processor is repeated.",
         "- tch-suite times what its verbs run: the whole training step with its sums for the log (loss, accuracy), the gradient "
         "norm and the watch for values that are not finite; for inference the forward pass of `predict`. PyTorch times an ordinary "
         "loop in eager mode without any of these, with the fused optimizer, which is its fastest on a CPU.",
@@ -309,7 +323,7 @@ def notes(results, machines):
         lines.append(f"Machine {' and '.join(map(str, numbers))}.")
     loud = [f"{result['case']} {result['dtype']}" for result in results if result["others_busy"] > QUIET]
     if loud:
-        lines.append(f"Other programs used the processor before some rounds of: {', '.join(loud)}.")
+        lines.append(f"Other programs used the processor in some rounds of: {', '.join(loud)}.")
     return [" ".join(lines)]
 
 

@@ -18,7 +18,7 @@ its plot from all results so far, which docs/performance.json keeps.
   --rounds N     how often each side runs a case (default: 5)
   --threads N    threads of both sides (default: all cores)
   --omp-wait P   OMP_WAIT_POLICY of both sides (default: unset)
-  --patience S   how many seconds a case waits for the machine to be quiet (default: 120)
+  --patience S   how many seconds a case repeats runs that other programs disturb (default: 120)
   --python PATH  a Python with the packages of benches/pytorch/requirements.txt; without it an environment is made in
                  target/python
   --help         this text
