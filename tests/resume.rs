@@ -221,7 +221,8 @@ impl<'a> Subject<'a> {
         let left = self.total - from;
         let step = from
             + match moment {
-                Random => 1 + noise.below(left.max(1)),
+                // In the first half of what is left, so that the later moments still come.
+                Random => 1 + noise.below(left / 2 + 1),
                 DuringSave | DuringEvaluation => noise.below(left / 2 + 1),
                 _ => 0,
             };

@@ -17,10 +17,8 @@ pub fn run<F: Family>(arguments: &RecipesArgs) -> Result<()> {
     for preset in F::presets() {
         let recipe: FamilyRecipe<F> = recipe::typed(recipe::parse(preset.json, preset.name)?, preset.name)?;
         let mark = if preset.name == F::DEFAULT_RECIPE { " (default)" } else { "" };
-        lines.push(format!(
-            "{}{mark}\n    {}\n    reaches {}",
-            recipe.name, recipe.description, recipe.reaches
-        ));
+        let reached = if recipe.reaches.is_empty() { "(not measured yet)" } else { &recipe.reaches };
+        lines.push(format!("{}{mark}\n    {}\n    reaches {reached}", recipe.name, recipe.description));
     }
     print(&lines.join("\n"))
 }
