@@ -130,7 +130,6 @@ struct Subject<'a> {
     case: &'a Case,
     folder: Scratch,
     undisturbed: PathBuf,
-    duration: Duration,
     total: u64,
 }
 
@@ -139,10 +138,8 @@ impl<'a> Subject<'a> {
         let folder = Scratch::new();
         small_data::write(&folder.join("data"), 300, 60);
         let undisturbed = folder.join("undisturbed");
-        let mut subject = Subject { case, folder, undisturbed, duration: Duration::ZERO, total: 0 };
-        let start = Instant::now();
+        let mut subject = Subject { case, folder, undisturbed, total: 0 };
         done(subject.arguments(&subject.undisturbed));
-        subject.duration = start.elapsed();
         subject.total = series(&subject.undisturbed, "train", "step").len() as u64;
         subject.assert_complete();
         subject
@@ -230,8 +227,7 @@ impl<'a> Subject<'a> {
                 _ => 0,
             };
         let pause = Duration::from_micros(noise.below(20_000));
-        // Short enough that the run does not come to its end.
-        let delay = self.duration.min(Duration::from_millis(600)).mul_f64(noise.below(400) as f64 / 1000.0);
+        let delay = Duration::from_millis(noise.below(400));
         // What an earlier kill left must go before the moment can come again.
         let mut armed = false;
         let mut child = command.spawn().unwrap();
