@@ -27,18 +27,19 @@ PROGRAMS = REPOSITORY / "benches" / "pytorch"
 DOCS = REPOSITORY / "docs"
 DTYPES = ("fp32", "bf16")
 
-# Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. Adding a
-# workload: its entry here, a program of its name in benches/pytorch/, a variant in benches/workloads/main.rs.
+# Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. The steps make a run last
+# some seconds. Adding a workload: its entry here, a program of its name in benches/pytorch/, a variant in
+# benches/workloads/main.rs.
 CASES = {
     "lenet5": [
-        ("train", [], DTYPES),
-        ("infer", ["--mode", "infer"], DTYPES),
+        ("train", ["--steps", "600"], DTYPES),
+        ("infer", ["--mode", "infer", "--steps", "1000"], DTYPES),
     ],
     "mlp_small": [
-        ("100-2-1 train", ["--net", "keras"], DTYPES),
-        ("100-2-1 infer", ["--net", "keras", "--mode", "infer"], DTYPES),
-        ("784-256-10 train", ["--net", "mnist"], DTYPES),
-        ("784-256-10 infer", ["--net", "mnist", "--mode", "infer"], DTYPES),
+        ("100-2-1 train", ["--net", "keras", "--steps", "400"], DTYPES),
+        ("100-2-1 infer", ["--net", "keras", "--mode", "infer", "--steps", "2000"], DTYPES),
+        ("784-256-10 train", ["--net", "mnist", "--steps", "300"], DTYPES),
+        ("784-256-10 infer", ["--net", "mnist", "--mode", "infer", "--steps", "800"], DTYPES),
     ],
     "startup": [
         ("first step", [], ("fp32",)),
