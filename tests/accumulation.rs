@@ -41,8 +41,8 @@ impl Regression {
     fn new() -> Result<Regression> {
         let parameters = Parameters::new(Device::Cpu);
         let layer = |scope: &Scope, inputs, outputs, frequency: f64| -> Result<(Tensor, Tensor)> {
-            let weight = scope.parameter("weight", waves(&[outputs, inputs], frequency) * 0.5)?;
-            Ok((weight, scope.parameter("bias", waves(&[outputs], frequency + 1.0) * 0.1)?))
+            let weight = scope.given_parameter("weight", waves(&[outputs, inputs], frequency) * 0.5)?;
+            Ok((weight, scope.given_parameter("bias", waves(&[outputs], frequency + 1.0) * 0.1)?))
         };
         let root = parameters.root();
         let layers = [layer(&root.child("0"), 7, 11, 1.3)?, layer(&root.child("2"), 11, 3, 2.1)?];

@@ -68,7 +68,7 @@ impl Linear {
     fn new(initial: &BTreeMap<String, Initial>) -> Result<Linear> {
         let parameters = Parameters::new(Device::Cpu);
         for (name, Initial { shape, values }) in initial {
-            let _ = parameters.root().parameter(name, Tensor::from_slice(values).reshape(shape))?;
+            let _ = parameters.root().given_parameter(name, Tensor::from_slice(values).reshape(shape))?;
         }
         Ok(Linear { parameters })
     }
@@ -203,7 +203,7 @@ fn optimizer(training: serde_json::Value, parameters: &[(&str, i64)]) -> Result<
             ((*name).to_owned(), tensor)
         })
         .collect();
-    Optimizer::new(&config, &tensors)
+    Optimizer::new(&config, &tensors, None)
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn trajectories_of_the_larger_data_are_pytorchs() -> Result<()> {
             })
             .collect();
         let list = TensorList::new(parameters.iter().map(|(_, tensor)| tensor))?;
-        let optimizer = Optimizer::new(&config, &parameters)?;
+        let optimizer = Optimizer::new(&config, &parameters, None)?;
         for step in 1..=5 {
             gradients::clear(&list)?;
             for (name, parameter) in &parameters {

@@ -10,7 +10,7 @@ Two things are compared with the suite:
 The data are the images of a tar.gz with train/CLASS/*.jpg and test/CLASS/*.jpg, classes in order of their names.
 
     cifar_cnn.py losses keras-cnn BATCHES.safetensors METRICS.jsonl [--seed 0]
-    cifar_cnn.py train resnet20 cifar10-jpeg.tar.gz --epochs 15
+    cifar_cnn.py train resnet20 cifar10-jpeg.tar.gz --epochs 15 --milestones 10 13
 """
 import argparse
 import io
@@ -153,6 +153,7 @@ def train(arguments):
     steps = optimizer(network.parameters())
     images, labels = data["train"]
     generator = torch.Generator().manual_seed(arguments.seed)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(steps, arguments.milestones, 0.1)
     began = time.time()
     for epoch in range(arguments.epochs):
         network.train()
@@ -163,6 +164,7 @@ def train(arguments):
             steps.zero_grad()
             loss.backward()
             steps.step()
+        schedule.step()
         network.eval()
         right = 0
         with torch.inference_mode():
@@ -186,6 +188,7 @@ def main():
     verb.add_argument("recipe", choices=RECIPES)
     verb.add_argument("archive")
     verb.add_argument("--epochs", type=int, default=10)
+    verb.add_argument("--milestones", type=int, nargs="*", default=[], help="epochs after which the rate is divided by 10")
     verb.set_defaults(run=train)
     arguments = parser.parse_args()
     arguments.run(arguments)

@@ -89,6 +89,18 @@ pub struct TrainArgs {
     /// Do not train parameters whose names match; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub freeze: Vec<String>,
+    /// Train the head alone: the rest keeps its weights and running statistics
+    #[arg(long)]
+    pub freeze_backbone: bool,
+    /// Begin with the head alone and let one more stage learn after each N epochs
+    #[arg(long, value_name = "N")]
+    pub unfreeze_every: Option<u64>,
+    /// Factor on the learning rate for each stage further from the output
+    #[arg(long, value_name = "FACTOR")]
+    pub layer_decay: Option<f64>,
+    /// Factor on the learning rate of the head
+    #[arg(long, value_name = "FACTOR")]
+    pub head_lr_scale: Option<f64>,
     /// The validation metric that decides which checkpoint is best
     #[arg(long, value_name = "NAME")]
     pub metric: Option<String>,
@@ -326,6 +338,10 @@ impl TrainArgs {
         put(&mut list, "training.label_smoothing", &self.label_smoothing);
         put(&mut list, "training.ema", &self.ema);
         put(&mut list, "training.freeze", &(!self.freeze.is_empty()).then_some(&self.freeze));
+        put(&mut list, "training.fine_tune.freeze_backbone", &self.freeze_backbone.then_some(true));
+        put(&mut list, "training.fine_tune.unfreeze_every", &self.unfreeze_every);
+        put(&mut list, "training.fine_tune.layer_decay", &self.layer_decay);
+        put(&mut list, "training.fine_tune.head_lr_scale", &self.head_lr_scale);
         put(&mut list, "training.metric", &self.metric);
         put(&mut list, "training.early_stop", &self.early_stop);
         put(&mut list, "training.eval_every", &self.eval_every);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
@@ -13,20 +14,23 @@ use super::family::{Family, FamilyRecipe, Network, Prediction};
 use super::session;
 use crate::bail_input;
 use crate::data::decode::ImageForm;
-use crate::data::images::{ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
+use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::Shuffled;
-use crate::data::{Dataset, Splits};
+use crate::data::order::{Sampler, Sequential, Shuffled};
+use crate::data::{Dataset, Draw, Splits};
 use crate::models::Parameters;
 use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
+use crate::reporting::format;
 use crate::reporting::{
-    ClassScores, ConfusionMatrix, Example, Log, Report, Sample, Verbosity, png_thumbnail,
+    ClassScores, ConfusionMatrix, Example, Log, Progress, Report, Sample, Verbosity, png_thumbnail,
 };
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification};
 use crate::tasks::{Evaluation, Mode, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights};
+use crate::training::evaluate::EvaluationSettings;
+use crate::training::signals::Interrupt;
 use crate::weights::{NamedTensors, write_safetensors};
 
 /// Image classification.
@@ -140,14 +144,69 @@ impl Family for Cnn {
         ImageClassification::new(parameters, model, &normalisation, classes, &loss, channels_last)
     }
 
+    fn prepare_data(
+        recipe: &FamilyRecipe<Self>,
+        task: &mut ImageClassification,
+        data: Splits<Arc<ImageDataset>>,
+        log: &Log,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Splits<Arc<ImageDataset>>>> {
+        let wanted = recipe.training.fine_tune.cache_features;
+        if !task.backbone_is_frozen() || wanted == Some(false) {
+            return Ok(Some(data));
+        }
+        if data.train.is_varied() {
+            match wanted {
+                Some(_) => bail_input!(
+                    "training.fine_tune.cache_features: data.augment makes new images in every epoch, so their features cannot be kept; leave one \
+                     of the two out"
+                ),
+                None => return Ok(Some(data)),
+            }
+        }
+        let began = Instant::now();
+        let one = task
+            .features(&data.train.batch(&[0], EVALUATION)?.images.f_to_device(task.parameters().device())?)?;
+        let samples = data.train.len() + data.validation.as_ref().map_or(0, |part| part.len());
+        let bytes = samples as u64 * one.numel() as u64 * 4;
+        if wanted.is_none() && bytes > MOST_FEATURE_BYTES {
+            log.info(format!(
+                "the backbone is frozen, but its features of all images would take {}: they are computed in every epoch; training.fine_tune.cache_features=true keeps them",
+                format::bytes(bytes)
+            ));
+            return Ok(Some(data));
+        }
+        let cached = |part: &Arc<ImageDataset>, name: &str| -> Result<Option<Arc<ImageDataset>>> {
+            let batches = part.len().div_ceil(recipe.training.eval_batch_size()) as u64;
+            let bar = log.progress(&format!("features of the {name} images"), 0, Some(batches));
+            let features = features_of(recipe, task, part, interrupt, &bar)?;
+            Ok(features.map(|features| Arc::new(part.with_features(features))))
+        };
+        let Some(train) = cached(&data.train, "training")? else { return Ok(None) };
+        let validation = match &data.validation {
+            Some(part) => match cached(part, "validation")? {
+                Some(part) => Some(part),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        log.info(format!(
+            "the features of {} images, {}, took {}",
+            format::count(samples as u64),
+            format::bytes(bytes),
+            format::duration(began.elapsed().as_secs_f64())
+        ));
+        Ok(Some(Splits { train, validation, test: data.test }))
+    }
+
     fn usual_model(name: &str) -> Result<ImageModelConfig> {
-        let (channels, size) = image::find(name)?.usual_input;
+        let architecture = image::find(name)?;
+        let (channels, size) = architecture.usual_input;
         Ok(ImageModelConfig {
-            name: name.to_owned(),
-            num_classes: Some(10),
+            num_classes: Some(architecture.usual_classes),
             in_channels: Some(channels),
             image_size: Some(size),
-            dropout: 0.0,
+            ..ImageModelConfig::named(name)
         })
     }
 
@@ -158,7 +217,7 @@ impl Family for Cnn {
     }
 
     fn network(model: &ImageModelConfig, device: Device) -> Result<Network> {
-        let parameters = Parameters::new(device);
+        let parameters = Parameters::undrawn(device);
         let network = image::build(&parameters.root(), model)?;
         Ok(Network { parameters, forward: Box::new(move |inputs| vec![network.forward(&inputs[0], false)]) })
     }
@@ -229,6 +288,47 @@ impl Family for Cnn {
         report.mistakes = examples(&details["mistakes"], data, &names)?;
         Ok(())
     }
+}
+
+/// Samples as they are.
+const EVALUATION: Draw = Draw { seed: 0, epoch: 0, train: false };
+
+/// Features that are kept without being asked to.
+const MOST_FEATURE_BYTES: u64 = 2 << 30;
+
+/// What the backbone makes of every sample; `None` if a signal came in between.
+fn features_of(
+    recipe: &FamilyRecipe<Cnn>,
+    task: &ImageClassification,
+    data: &Arc<ImageDataset>,
+    interrupt: &Interrupt,
+    bar: &Progress,
+) -> Result<Option<Features>> {
+    let device = task.parameters().device();
+    let settings = EvaluationSettings::of(&recipe.training);
+    let _inference = InferenceMode::enter()?;
+    let sampler = Sequential { len: data.len(), batch_size: settings.batch_size };
+    let batches = sampler.batches_per_epoch();
+    let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
+    let mut loader = Loader::new(data.clone(), Arc::new(sampler), config, Position { epoch: 0, batch: 0 })?;
+    let (mut shape, mut values) = (Vec::new(), Vec::new());
+    for _ in 0..batches {
+        if interrupt.asked() {
+            return Ok(None);
+        }
+        let pixels = loader.next_batch()?.batch.images.f_to_device(device)?;
+        let features = {
+            let _autocast = settings.precision.autocast(device)?;
+            task.features(&pixels)?
+        };
+        shape = features.size()[1..].to_vec();
+        let features = features.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let start = values.len();
+        values.resize(start + features.numel(), 0.0f32);
+        features.f_copy_data(&mut values[start..], features.numel())?;
+        bar.advance(1);
+    }
+    Ok(Some(Features { shape, values }))
 }
 
 /// Arguments of `batches`.

@@ -13,6 +13,7 @@ use crate::data::{Dataset, Splits};
 use crate::recipe::{Preset, Recipe};
 use crate::reporting::{Log, Report};
 use crate::tasks::{Evaluation, Task};
+use crate::training::signals::Interrupt;
 
 /// A family's recipe.
 pub type FamilyRecipe<F> = Recipe<<F as Family>::Model, <F as Family>::Data>;
@@ -60,6 +61,18 @@ pub trait Family: Sized {
 
     /// Makes the model of a complete recipe with fresh weights, drawn from libtorch's default generator.
     fn build(recipe: &FamilyRecipe<Self>, device: Device) -> Result<Self::Task>;
+
+    /// Does once what training would do in every epoch, where the recipe allows it: a last chance to change the data before the first step. Told in the
+    /// log. `None` if a signal came in between.
+    fn prepare_data(
+        _recipe: &FamilyRecipe<Self>,
+        _task: &mut Self::Task,
+        data: Splits<Arc<Self::Dataset>>,
+        _log: &Log,
+        _interrupt: &Interrupt,
+    ) -> Result<Option<Splits<Arc<Self::Dataset>>>> {
+        Ok(Some(data))
+    }
 
     /// The recipe section of an architecture by name with its usual input, for `info --model`.
     fn usual_model(name: &str) -> Result<Self::Model>;

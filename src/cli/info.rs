@@ -1,5 +1,6 @@
 //! `info`: what is in a run, a weights file or an architecture.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use super::family::Family;
 use super::print;
 use super::session::trained_recipe;
 use super::table::align;
+use crate::models::Role;
 use crate::models::summary::{LayerRow, layers_of};
 use crate::reporting;
 use crate::training::checkpoint::read_progress;
@@ -89,6 +91,20 @@ fn layer_table<F: Family>(model: &F::Model) -> Result<String> {
     ];
     let mut table = vec![head];
     table.extend(rows.iter().map(cells));
+    // What no layer told of: position tables and the like, and classifiers that only training uses.
+    let told: HashSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+    let parameters = network.parameters.entries().into_iter().filter(|entry| entry.role == Role::Parameter);
+    let untold = parameters
+        .filter(|entry| !entry.name.rsplit_once('.').is_some_and(|(layer, _)| told.contains(layer)));
+    table.extend(untold.map(|entry| {
+        [
+            entry.name,
+            "Parameter".to_owned(),
+            format!("{:?}", entry.tensor.size()),
+            reporting::format::count(entry.tensor.numel() as u64),
+            "0".to_owned(),
+        ]
+    }));
     table.push(total);
     Ok(align(&table, 3))
 }

@@ -172,6 +172,7 @@ pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool) -
         weights::load_into(task.parameters(), &tensors)?.require_complete(&file.display().to_string())?;
     }
     task.parameters().freeze(&recipe.training.freeze)?;
+    recipe.training.fine_tune.apply(task.parameters(), task.head_name())?;
     Ok(task)
 }
 

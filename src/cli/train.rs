@@ -54,6 +54,12 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     folder.write_recipe(&serde_json::to_value(&recipe)?)?;
     log.attach(&folder.file("log.txt"))?;
     log.info(introduction::<F>(&recipe, &data, &task));
+    let Some(data) = F::prepare_data(&recipe, &mut task, data, &log, &interrupt)? else {
+        return Err(anyhow!(Interrupted(format!(
+            "interrupted before the first step: begin with --resume {}",
+            folder.path().display()
+        ))));
+    };
     let environment = session::environment(&recipe.training)?;
     let finished = train(Training {
         task: &mut task,

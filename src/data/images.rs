@@ -188,6 +188,7 @@ impl ImageDataConfig {
             form,
             free_size,
             augment: augment.clone(),
+            features: None,
         };
         let whole = |source: &Arc<dyn ImageSource>| dataset(source, (0..source.len()).collect());
 
@@ -411,9 +412,30 @@ pub struct ImageDataset {
     /// Whether images of other sizes are scaled; else they are errors.
     free_size: bool,
     augment: Arc<AugmentConfig>,
+    /// What batches hold in place of pixels.
+    features: Option<Arc<Features>>,
+}
+
+/// What a frozen backbone makes of each sample of a data set.
+#[derive(Debug)]
+pub struct Features {
+    /// Shape of one sample's.
+    pub shape: Vec<i64>,
+    /// Sample after sample.
+    pub values: Vec<f32>,
 }
 
 impl ImageDataset {
+    /// The same samples with features in place of pixels; one for each sample, in their order.
+    pub fn with_features(&self, features: Features) -> Self {
+        Self { features: Some(Arc::new(features)), ..self.clone() }
+    }
+
+    /// Whether a sample looks different in each epoch.
+    pub fn is_varied(&self) -> bool {
+        !self.augment.is_none()
+    }
+
     /// Channels and size of every image.
     pub fn form(&self) -> ImageForm {
         self.form
@@ -451,10 +473,24 @@ impl ImageDataset {
     }
 }
 
+impl Features {
+    /// Those of some samples, `[batch, …]`.
+    fn batch(&self, samples: &[usize]) -> Result<Tensor> {
+        let length = self.shape.iter().product::<i64>() as usize;
+        let mut values = Vec::with_capacity(samples.len() * length);
+        for &sample in samples {
+            values.extend_from_slice(&self.values[sample * length..(sample + 1) * length]);
+        }
+        let mut shape = vec![samples.len() as i64];
+        shape.extend(&self.shape);
+        Ok(Tensor::f_from_slice(&values)?.f_view(&shape[..])?)
+    }
+}
+
 /// Images and their classes.
 #[derive(Debug)]
 pub struct ImageBatch {
-    /// `[batch, channels, height, width]`, bytes.
+    /// Pixels, `[batch, channels, height, width]` bytes, or, as floats, the features that a frozen backbone makes of them, `[batch, …]`.
     pub images: Tensor,
     /// `[batch]`, int64.
     pub labels: Tensor,
@@ -474,6 +510,11 @@ impl Dataset for ImageDataset {
     }
 
     fn batch(&self, samples: &[usize], draw: Draw) -> Result<ImageBatch> {
+        let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
+        let labels = Tensor::f_from_slice(&labels)?;
+        if let Some(features) = &self.features {
+            return Ok(ImageBatch { images: features.batch(samples)?, labels });
+        }
         let mut pixels = Vec::with_capacity(samples.len() * self.form.bytes());
         let varied = draw.train && !self.augment.is_none();
         let mut plain = Vec::new();
@@ -486,13 +527,9 @@ impl Dataset for ImageDataset {
                 self.append_image(sample, &mut pixels)?;
             }
         }
-        let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
         let ImageForm { channels, size: [height, width] } = self.form;
         let shape = [samples.len() as i64, channels as i64, height as i64, width as i64];
-        Ok(ImageBatch {
-            images: Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?,
-            labels: Tensor::f_from_slice(&labels)?,
-        })
+        Ok(ImageBatch { images: Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?, labels })
     }
 
     fn describe(&self, sample: usize) -> String {

@@ -7,29 +7,9 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+use super::Scope;
+use super::init::Init;
 use super::summary::record;
-use super::{Parameters, Scope};
-
-// Initial values are drawn on the CPU, so that they are the same on every device.
-const CPU_FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-/// Draws uniformly from ±bound, from libtorch's default CPU generator.
-fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
-    Ok(Tensor::f_empty(shape, CPU_FLOAT)?.f_uniform_(-bound, bound)?)
-}
-
-/// `torch.nn.init.kaiming_uniform_(a=math.sqrt(5))`, with the roundings of its own arithmetic so that the values agree to the last bit.
-fn kaiming_uniform(shape: &[i64], fan_in: i64) -> Result<Tensor> {
-    let negative_slope = 5f64.sqrt();
-    let gain = (2.0 / (1.0 + negative_slope * negative_slope)).sqrt();
-    let deviation = gain / (fan_in as f64).sqrt();
-    uniform(shape, 3f64.sqrt() * deviation)
-}
-
-/// The uniform bias of `nn.Linear` and `nn.Conv2d`.
-fn uniform_bias(features: i64, fan_in: i64) -> Result<Tensor> {
-    uniform(&[features], 1.0 / (fan_in as f64).sqrt())
-}
 
 /// `nn.Linear`: y = x Wᵀ + b on the last dimension.
 #[derive(Debug)]
@@ -42,9 +22,25 @@ pub struct Linear {
 impl Linear {
     /// `weight` is `[outputs, inputs]`, `bias` `[outputs]`.
     pub fn new(scope: &Scope, inputs: i64, outputs: i64) -> Result<Self> {
-        let weight = scope.parameter("weight", kaiming_uniform(&[outputs, inputs], inputs)?)?;
-        let bias = scope.parameter("bias", uniform_bias(outputs, inputs)?)?;
+        let shape = [outputs, inputs];
+        let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
+        let bias = scope.parameter("bias", &[outputs], Init::default_bias(&shape))?;
         Ok(Self { name: scope.name().to_owned(), weight, bias: Some(bias) })
+    }
+
+    /// Draws the weight anew; `scope` is any scope of its model.
+    pub fn redraw_weight(&self, scope: &Scope, init: Init) -> Result<()> {
+        scope.parameters().redraw_tensor(&self.weight, init)
+    }
+
+    /// Draws the bias anew, where there is one.
+    pub fn redraw_bias(&self, scope: &Scope, init: Init) -> Result<()> {
+        self.bias.as_ref().map_or(Ok(()), |bias| scope.parameters().redraw_tensor(bias, init))
+    }
+
+    /// Whether it is trained, that is, not frozen.
+    pub fn is_trained(&self) -> bool {
+        self.weight.requires_grad()
     }
 
     /// `[…, inputs]` to `[…, outputs]`.
@@ -82,36 +78,66 @@ impl Default for ConvConfig {
     }
 }
 
-/// `nn.Conv2d` with a square kernel.
+/// `nn.Conv2d`.
 #[derive(Debug)]
 pub struct Conv2d {
     name: String,
     weight: Tensor,
     bias: Option<Tensor>,
     config: ConvConfig,
+    /// Zeros added above and below, left and right, in pixels.
+    padding: [i64; 2],
 }
 
 impl Conv2d {
-    /// `weight` is `[outputs, inputs / groups, kernel, kernel]`, `bias` `[outputs]`.
+    /// A square kernel: `weight` is `[outputs, inputs / groups, kernel, kernel]`, `bias` `[outputs]`.
     pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, config: ConvConfig) -> Result<Self> {
-        let fan_in = inputs / config.groups * kernel * kernel;
-        let shape = [outputs, inputs / config.groups, kernel, kernel];
-        let weight = scope.parameter("weight", kaiming_uniform(&shape, fan_in)?)?;
+        Self::with(scope, inputs, outputs, [kernel, kernel], config, [config.padding; 2])
+    }
+
+    /// A kernel of odd height and width, moved pixel by pixel and padded so that the image keeps its size, without bias.
+    pub fn rectangular(scope: &Scope, inputs: i64, outputs: i64, kernel: [i64; 2]) -> Result<Self> {
+        let config = ConvConfig { bias: false, ..Default::default() };
+        Self::with(scope, inputs, outputs, kernel, config, kernel.map(|side| side / 2))
+    }
+
+    fn with(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        [height, width]: [i64; 2],
+        config: ConvConfig,
+        padding: [i64; 2],
+    ) -> Result<Self> {
+        let shape = [outputs, inputs / config.groups, height, width];
+        let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
         let bias = match config.bias {
-            true => Some(scope.parameter("bias", uniform_bias(outputs, fan_in)?)?),
+            true => Some(scope.parameter("bias", &[outputs], Init::default_bias(&shape))?),
             false => None,
         };
-        Ok(Self { name: scope.name().to_owned(), weight, bias, config })
+        Ok(Self { name: scope.name().to_owned(), weight, bias, config, padding })
+    }
+
+    /// Draws weight and bias anew; `scope` is any scope of its model.
+    pub fn redraw(&self, scope: &Scope, weight: Init, bias: Init) -> Result<()> {
+        scope.parameters().redraw_tensor(&self.weight, weight)?;
+        self.bias.as_ref().map_or(Ok(()), |tensor| scope.parameters().redraw_tensor(tensor, bias))
+    }
+
+    /// The kernel's height and width, in pixels.
+    pub fn kernel(&self) -> [i64; 2] {
+        let shape = self.weight.size();
+        [shape[2], shape[3]]
     }
 
     /// `[batch, inputs, height, width]` to `[batch, outputs, height', width']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        let ConvConfig { stride, padding, dilation, groups, .. } = self.config;
+        let ConvConfig { stride, dilation, groups, .. } = self.config;
         let output = input.conv2d(
             &self.weight,
             self.bias.as_ref(),
             [stride, stride],
-            [padding, padding],
+            self.padding,
             [dilation, dilation],
             groups,
         );
@@ -119,6 +145,21 @@ impl Conv2d {
             output.numel() * (self.weight.numel() / self.weight.size()[0] as usize)
         });
         output
+    }
+}
+
+/// How a batch normalisation computes.
+#[derive(Clone, Copy, Debug)]
+pub struct NormConfig {
+    /// Added to the variance.
+    pub eps: f64,
+    /// Share of a batch's statistics in the running ones.
+    pub momentum: f64,
+}
+
+impl Default for NormConfig {
+    fn default() -> Self {
+        Self { eps: 1e-5, momentum: 0.1 }
     }
 }
 
@@ -131,28 +172,32 @@ pub struct BatchNorm2d {
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor,
-    momentum: f64,
-    eps: f64,
+    config: NormConfig,
 }
 
 impl BatchNorm2d {
     /// PyTorch's defaults: momentum 0.1, eps 1e-5. All tensors are `[channels]` but the counter.
     pub fn new(scope: &Scope, channels: i64) -> Result<Self> {
+        Self::with(scope, channels, NormConfig::default())
+    }
+
+    /// With another momentum and eps.
+    pub fn with(scope: &Scope, channels: i64, config: NormConfig) -> Result<Self> {
         Ok(Self {
             name: scope.name().to_owned(),
-            weight: scope.parameter("weight", Tensor::f_ones([channels], CPU_FLOAT)?)?,
-            bias: scope.parameter("bias", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
-            running_mean: scope.buffer("running_mean", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
-            running_var: scope.buffer("running_var", Tensor::f_ones([channels], CPU_FLOAT)?)?,
+            weight: scope.parameter("weight", &[channels], Init::ONES)?,
+            bias: scope.parameter("bias", &[channels], Init::ZEROS)?,
+            running_mean: scope.buffer("running_mean", Init::ZEROS.draw(&[channels])?)?,
+            running_var: scope.buffer("running_var", Init::ONES.draw(&[channels])?)?,
             num_batches_tracked: scope
-                .buffer("num_batches_tracked", Tensor::f_zeros([0i64; 0], (Kind::Int64, CPU_FLOAT.1))?)?,
-            momentum: 0.1,
-            eps: 1e-5,
+                .buffer("num_batches_tracked", Tensor::f_zeros([0i64; 0], (Kind::Int64, Device::Cpu))?)?,
+            config,
         })
     }
 
-    /// `[batch, channels, height, width]`; changes the running statistics when training.
+    /// `[batch, channels, height, width]`; changes the running statistics when training. A frozen layer keeps to the statistics it has.
     pub fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        let train = train && self.weight.requires_grad();
         if train {
             let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
         }
@@ -162,8 +207,8 @@ impl BatchNorm2d {
             Some(&self.running_mean),
             Some(&self.running_var),
             train,
-            self.momentum,
-            self.eps,
+            self.config.momentum,
+            self.config.eps,
             true,
         );
         record(&self.name, "BatchNorm2d", &output, &[Some(&self.weight), Some(&self.bias)], || 0);
@@ -171,36 +216,56 @@ impl BatchNorm2d {
     }
 }
 
-/// Redraws every convolution's weight as `nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")` (or by its fan-in), in the order in which
-/// the model made them, as the loops over `self.modules()` in PyTorch's ResNets do.
-pub fn redraw_convolutions(parameters: &Parameters, fan: Fan) -> Result<()> {
-    let _guard = tch::no_grad_guard();
-    for entry in parameters.entries() {
-        let shape = entry.tensor.size();
-        if let [outputs, inputs, height, width] = shape[..] {
-            let fan = match fan {
-                Fan::Out => outputs,
-                Fan::In => inputs,
-            } * height
-                * width;
-            let deviation = 2f64.sqrt() / (fan as f64).sqrt();
-            let drawn = Tensor::f_empty(&shape, CPU_FLOAT)?.f_normal_(0.0, deviation)?;
-            entry.tensor.shallow_clone().f_copy_(&drawn)?;
-        }
-    }
-    Ok(())
+/// `nn.LayerNorm` over the last dimension.
+#[derive(Debug)]
+pub struct LayerNorm {
+    name: String,
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
 }
 
-/// Which side of a convolution its initial variance is fitted to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fan {
-    /// Keeps the variance of activations.
-    In,
-    /// Keeps the variance of gradients.
-    Out,
+impl LayerNorm {
+    /// `weight` and `bias` are `[features]`.
+    pub fn new(scope: &Scope, features: i64, eps: f64) -> Result<Self> {
+        Ok(Self {
+            name: scope.name().to_owned(),
+            weight: scope.parameter("weight", &[features], Init::ONES)?,
+            bias: scope.parameter("bias", &[features], Init::ZEROS)?,
+            eps,
+        })
+    }
+
+    /// `[…, features]`, normalised over the features.
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        let output =
+            input.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true);
+        record(&self.name, "LayerNorm", &output, &[Some(&self.weight), Some(&self.bias)], || 0);
+        output
+    }
+
+    /// `[batch, channels, height, width]`, normalised over the channels of each pixel.
+    pub fn forward_channels(&self, input: &Tensor) -> Tensor {
+        self.forward(&input.permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
+    }
 }
 
 /// 2 × 2 (or `size` × `size`) maximum pooling with the stride of its size, `nn.MaxPool2d(size)`.
 pub fn max_pool(input: &Tensor, size: i64) -> Tensor {
     input.max_pool2d([size, size], [size, size], [0, 0], [1, 1], false)
+}
+
+/// Largest value of each `size` × `size` window, `nn.MaxPool2d(size, stride, padding)`.
+pub fn max_pool_with(input: &Tensor, size: i64, stride: i64, padding: i64) -> Tensor {
+    input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], false)
+}
+
+/// Likewise with `ceil_mode=True`: a window that reaches over the edge counts too.
+pub fn max_pool_ceil(input: &Tensor, size: i64, stride: i64, padding: i64) -> Tensor {
+    input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], true)
+}
+
+/// The mean over each image: `[batch, channels, height, width]` to `[batch, channels]`.
+pub fn global_average(input: &Tensor) -> Tensor {
+    input.adaptive_avg_pool2d([1, 1]).flatten(1, -1)
 }

@@ -7,6 +7,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
+use super::blocks::dropout;
 use super::image::{ImageModel, ImageModelConfig};
 use super::layers::{Conv2d, ConvConfig, Linear, max_pool};
 use super::{Scope, bail_if_too_small};
@@ -41,19 +42,26 @@ impl LeNet5 {
             fc1: Linear::new(&scope.child("fc1"), flat, 120)?,
             fc2: Linear::new(&scope.child("fc2"), 120, 84)?,
             fc3: Linear::new(&scope.child("fc3"), 84, shape.classes)?,
-            dropout: config.dropout,
+            dropout: config.dropout(),
         })
     }
 }
 
 impl ImageModel for LeNet5 {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, channels, 28, 28]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 6, 14, 14]
         let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 16, 5, 5]
         let x = x.flatten(1, -1); // [batch, 400]
-        let x = self.fc1.forward(&x).relu().dropout(self.dropout, train); // [batch, 120]
-        let x = self.fc2.forward(&x).relu().dropout(self.dropout, train); // [batch, 84]
-        self.fc3.forward(&x) // [batch, classes]
+        let x = dropout(self.fc1.forward(&x).relu(), self.dropout, train); // [batch, 120]
+        dropout(self.fc2.forward(&x).relu(), self.dropout, train) // [batch, 84]
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.fc3.forward(features) // [batch, classes]
+    }
+
+    fn head_name(&self) -> &'static str {
+        "fc3"
     }
 }

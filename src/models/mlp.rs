@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::Scope;
+use super::blocks::dropout;
 use super::image::{ImageModel, ImageModelConfig};
 use super::layers::Linear;
 
@@ -29,25 +30,37 @@ impl Mlp {
     pub fn for_images(scope: &Scope, config: &ImageModelConfig) -> Result<Self> {
         let shape = config.shape()?;
         let pixels = shape.channels * shape.size[0] * shape.size[1];
-        Self::new(scope, &[pixels, 256, shape.classes], config.dropout)
+        Self::new(scope, &[pixels, 256, shape.classes], config.dropout())
     }
 
     /// `[batch, inputs]` to `[batch, outputs]`, without an activation on the output.
     pub fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        let last = self.layers.len() - 1;
-        let mut x = input.shallow_clone();
-        for (position, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x);
-            if position < last {
-                x = x.relu().dropout(self.dropout, train);
-            }
-        }
-        x
+        self.last().forward(&self.hidden(input, train))
+    }
+
+    /// The activations that the last layer sees.
+    fn hidden(&self, input: &Tensor, train: bool) -> Tensor {
+        let hidden = &self.layers[..self.layers.len() - 1];
+        hidden
+            .iter()
+            .fold(input.shallow_clone(), |x, layer| dropout(layer.forward(&x).relu(), self.dropout, train))
+    }
+
+    fn last(&self) -> &Linear {
+        &self.layers[self.layers.len() - 1]
     }
 }
 
 impl ImageModel for Mlp {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
-        Mlp::forward(self, &images.flatten(1, -1), train)
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+        self.hidden(&images.flatten(1, -1), train)
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.last().forward(features)
+    }
+
+    fn head_name(&self) -> &'static str {
+        "2"
     }
 }

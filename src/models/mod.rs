@@ -3,15 +3,29 @@
 //! A model is a struct whose fields are named as the checkpoint's keys, a constructor that takes a [`Scope`], and a forward function. It
 //! never sees the recipe. Adding one means a file, a line in its registry ([`image::REGISTRY`]) and a recipe.
 
+pub mod alexnet;
+pub mod attention;
+pub mod blocks;
+pub mod convnext;
+pub mod densenet;
+pub mod efficientnet;
+pub mod efficientnet_lite;
+pub mod googlenet;
 pub mod image;
+pub mod inception;
+pub mod init;
 pub mod layers;
 pub mod lenet;
 pub mod mlp;
+pub mod mobilenet;
 mod parameters;
 pub mod resnet;
 pub mod resnet_cifar;
 pub mod small_cnn;
+pub mod squeezenet;
 pub mod summary;
+pub mod vgg;
+pub mod vision_transformer;
 
 pub use parameters::{Entry, Parameters, Role, Scope, name_pattern};
 

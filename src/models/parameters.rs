@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use regex::Regex;
 use tch::{Device, Tensor};
 
+use super::init::Init;
 use crate::bail_input;
 
 /// Whether the optimizer changes a tensor.
@@ -43,13 +44,20 @@ struct Entries {
 #[derive(Clone, Debug)]
 pub struct Parameters {
     device: Device,
+    draws: bool,
     entries: Rc<RefCell<Entries>>,
 }
 
 impl Parameters {
-    /// An empty collection whose tensors will live on `device`.
+    /// An empty collection whose tensors will live on `device` and begin with drawn values.
     pub fn new(device: Device) -> Self {
-        Self { device, entries: Rc::default() }
+        Self { device, draws: true, entries: Rc::default() }
+    }
+
+    /// An empty collection whose tensors begin as zeros, without a single random draw: for a model whose weights come from a file, or
+    /// whose shapes are all that matters.
+    pub fn undrawn(device: Device) -> Self {
+        Self { draws: false, ..Self::new(device) }
     }
 
     /// Where the tensors are.
@@ -110,6 +118,27 @@ impl Parameters {
                     "training.freeze: no parameter's name matches `{pattern}`; `info` lists the names"
                 );
             }
+        }
+        Ok(())
+    }
+
+    /// Draws parameters anew, in the order of their making, where `choose` says from what: the loops over `self.modules()` at the end of many
+    /// constructors in Python.
+    pub fn redraw(&self, choose: impl Fn(&Entry) -> Option<Init>) -> Result<()> {
+        let learned = self.entries().into_iter().filter(|entry| entry.role == Role::Parameter);
+        for entry in learned {
+            if let Some(init) = choose(&entry) {
+                self.redraw_tensor(&entry.tensor, init)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws one parameter anew.
+    pub fn redraw_tensor(&self, tensor: &Tensor, init: Init) -> Result<()> {
+        if self.draws {
+            let _guard = tch::no_grad_guard();
+            tensor.shallow_clone().f_copy_(&init.draw(&tensor.size())?)?;
         }
         Ok(())
     }
@@ -177,8 +206,14 @@ impl Scope {
         &self.prefix
     }
 
-    /// Registers a learned tensor. Initial values are computed on the CPU, so that they do not depend on the device, and moved.
-    pub fn parameter(&self, name: &str, initial: Tensor) -> Result<Tensor> {
+    /// Registers a learned float32 tensor. Initial values are drawn on the CPU, so that they do not depend on the device, and moved.
+    pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let initial = if self.parameters.draws { init } else { Init::ZEROS }.draw(shape)?;
+        self.given_parameter(name, initial)
+    }
+
+    /// Registers a learned tensor that begins with the values given, in their dtype.
+    pub fn given_parameter(&self, name: &str, initial: Tensor) -> Result<Tensor> {
         self.parameters.insert(self.full_name(name), initial, Role::Parameter)
     }
 
@@ -201,9 +236,9 @@ mod tests {
     fn names_are_joined_by_dots_and_never_repeat() -> Result<()> {
         let parameters = Parameters::new(Device::Cpu);
         let layer = parameters.root().child("layer").child(0);
-        let weight = layer.parameter("weight", Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))?;
+        let weight = layer.parameter("weight", &[2, 3], Init::ONES)?;
         let _ = layer.buffer("running_mean", Tensor::zeros([2], (Kind::Float, Device::Cpu)))?;
-        assert!(layer.parameter("weight", Tensor::zeros([1], (Kind::Float, Device::Cpu))).is_err());
+        assert!(layer.parameter("weight", &[1], Init::ZEROS).is_err());
         assert!(weight.requires_grad());
         assert_eq!(parameters.count(), 6);
         assert_eq!(parameters.trainable().len(), 1);

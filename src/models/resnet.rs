@@ -1,12 +1,15 @@
 //! ResNets for large images: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", 2015, in the form of torchvision's
-//! `resnet.py`: its names, its initial values, and the stride of a bottleneck on its 3 × 3 convolution ("v1.5").
+//! `resnet.py`: its names, its initial values, and the stride of a bottleneck on its 3 × 3 convolution ("v1.5"). With groups in that
+//! convolution it is a ResNeXt (Xie et al., "Aggregated residual transformations for deep neural networks", 2016), with more channels in it a
+//! Wide ResNet (Zagoruyko, Komodakis, "Wide residual networks", 2016).
 
 use anyhow::Result;
 use tch::Tensor;
 
+use super::Scope;
 use super::image::{ImageModel, ImageModelConfig};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Fan, Linear, redraw_convolutions};
-use super::{Scope, bail_if_too_small};
+use super::init::{Fan, Init};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, global_average, max_pool_with};
 
 /// What a ResNet's groups are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +17,12 @@ pub enum BlockKind {
     /// Two 3 × 3 convolutions (ResNet-18 and 34).
     Basic,
     /// 1 × 1, 3 × 3, 1 × 1, the last with four times the channels (ResNet-50 and deeper).
-    Bottleneck,
+    Bottleneck {
+        /// Groups of the 3 × 3 convolution; 1 in a ResNet.
+        groups: i64,
+        /// Channels of each of its groups in the first group of blocks; 64 in a ResNet.
+        group_width: i64,
+    },
 }
 
 impl BlockKind {
@@ -22,7 +30,7 @@ impl BlockKind {
     fn expansion(self) -> i64 {
         match self {
             Self::Basic => 1,
-            Self::Bottleneck => 4,
+            Self::Bottleneck { .. } => 4,
         }
     }
 }
@@ -34,34 +42,46 @@ struct Block {
     downsample: Option<(Conv2d, BatchNorm2d)>,
 }
 
-fn convolution(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Result<Conv2d> {
-    let config = ConvConfig { stride, padding: kernel / 2, bias: false, ..Default::default() };
+fn convolution(
+    scope: &Scope,
+    inputs: i64,
+    outputs: i64,
+    kernel: i64,
+    stride: i64,
+    groups: i64,
+) -> Result<Conv2d> {
+    let config = ConvConfig { stride, padding: kernel / 2, groups, bias: false, ..Default::default() };
     Conv2d::new(scope, inputs, outputs, kernel, config)
 }
 
 impl Block {
     fn new(scope: &Scope, kind: BlockKind, inputs: i64, width: i64, stride: i64) -> Result<Self> {
         let outputs = width * kind.expansion();
-        // (inputs, outputs, kernel, stride) of each convolution
-        let plan: &[(i64, i64, i64, i64)] = match kind {
-            BlockKind::Basic => &[(inputs, width, 3, stride), (width, width, 3, 1)],
-            BlockKind::Bottleneck => {
-                &[(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        // (inputs, outputs, kernel, stride, groups) of each convolution
+        let plan = match kind {
+            BlockKind::Basic => vec![(inputs, width, 3, stride, 1), (width, width, 3, 1, 1)],
+            BlockKind::Bottleneck { groups, group_width } => {
+                let inside = width * group_width / 64 * groups;
+                vec![
+                    (inputs, inside, 1, 1, 1),
+                    (inside, inside, 3, stride, groups),
+                    (inside, outputs, 1, 1, 1),
+                ]
             }
         };
         let convolutions = plan
             .iter()
             .zip(1..)
-            .map(|(&(inputs, outputs, kernel, stride), number)| {
-                let conv =
-                    convolution(&scope.child(format!("conv{number}")), inputs, outputs, kernel, stride)?;
+            .map(|(&(inputs, outputs, kernel, stride, groups), number)| {
+                let scope_of_conv = scope.child(format!("conv{number}"));
+                let conv = convolution(&scope_of_conv, inputs, outputs, kernel, stride, groups)?;
                 Ok((conv, BatchNorm2d::new(&scope.child(format!("bn{number}")), outputs)?))
             })
             .collect::<Result<_>>()?;
         let downsample = match stride != 1 || inputs != outputs {
             true => {
                 let scope = scope.child("downsample");
-                let conv = convolution(&scope.child(0), inputs, outputs, 1, stride)?;
+                let conv = convolution(&scope.child(0), inputs, outputs, 1, stride, 1)?;
                 Some((conv, BatchNorm2d::new(&scope.child(1), outputs)?))
             }
             false => None,
@@ -104,8 +124,7 @@ impl ResNet {
         blocks: [usize; 4],
     ) -> Result<Self> {
         let shape = config.shape()?;
-        bail_if_too_small("a ResNet", shape.size, 32)?;
-        let conv1 = convolution(&scope.child("conv1"), shape.channels, 64, 7, 2)?;
+        let conv1 = convolution(&scope.child("conv1"), shape.channels, 64, 7, 2, 1)?;
         let bn1 = BatchNorm2d::new(&scope.child("bn1"), 64)?;
         let mut layers = Vec::new();
         let mut inputs = 64;
@@ -119,21 +138,29 @@ impl ResNet {
             }
         }
         let fc = Linear::new(&scope.child("fc"), inputs, shape.classes)?;
-        redraw_convolutions(scope.parameters(), Fan::Out)?;
+        scope.parameters().redraw(|entry| {
+            let shape = entry.tensor.size();
+            (shape.len() == 4).then(|| Init::relu_normal(Fan::Out, &shape))
+        })?;
         Ok(Self { conv1, bn1, layers, fc })
     }
 }
 
 impl ImageModel for ResNet {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 64, 112, 112]
-        let mut x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false); // [batch, 64, 56, 56]
-        for block in &self.layers {
-            x = block.forward(&x, train);
-        }
+        let x = max_pool_with(&x, 3, 2, 1); // [batch, 64, 56, 56]
+        let x = self.layers.iter().fold(x, |x, block| block.forward(&x, train));
         // [batch, 512 · expansion, 7, 7]
-        let x = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1); // [batch, 512 · expansion]
-        self.fc.forward(&x) // [batch, classes]
+        global_average(&x) // [batch, 512 · expansion]
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.fc.forward(features) // [batch, classes]
+    }
+
+    fn head_name(&self) -> &'static str {
+        "fc"
     }
 }

@@ -8,7 +8,8 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::image::{ImageModel, ImageModelConfig};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Fan, Linear, redraw_convolutions};
+use super::init::{Fan, Init};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, global_average};
 use super::{Scope, bail_if_too_small};
 
 #[derive(Debug)]
@@ -85,20 +86,28 @@ impl ResNetCifar {
         };
         let layers = [group("layer1", 16, 16, 1)?, group("layer2", 16, 32, 2)?, group("layer3", 32, 64, 2)?];
         let fc = Linear::new(&scope.child("fc"), 64, shape.classes)?;
-        redraw_convolutions(scope.parameters(), Fan::In)?;
+        scope.parameters().redraw(|entry| {
+            let shape = entry.tensor.size();
+            (shape.len() == 4).then(|| Init::relu_normal(Fan::In, &shape))
+        })?;
         Ok(Self { conv1, bn1, layers, fc })
     }
 }
 
 impl ImageModel for ResNetCifar {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 32, 32]
-        let mut x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 16, 32, 32]
-        for block in self.layers.iter().flatten() {
-            x = block.forward(&x, train);
-        }
+        let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 16, 32, 32]
+        let x = self.layers.iter().flatten().fold(x, |x, block| block.forward(&x, train));
         // [batch, 64, 8, 8]
-        let x = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1); // [batch, 64]
-        self.fc.forward(&x) // [batch, classes]
+        global_average(&x) // [batch, 64]
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.fc.forward(features) // [batch, classes]
+    }
+
+    fn head_name(&self) -> &'static str {
+        "fc"
     }
 }

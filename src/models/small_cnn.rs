@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
+use super::blocks::dropout;
 use super::image::{ImageModel, ImageModelConfig};
 use super::layers::{Conv2d, ConvConfig, Linear, max_pool};
 use super::{Scope, bail_if_too_small};
@@ -34,20 +35,27 @@ impl KerasCnn {
             conv3: convolution("conv3", 64, 64)?,
             fc1: Linear::new(&scope.child("fc1"), 64 * side(shape.size[0]) * side(shape.size[1]), 64)?,
             fc2: Linear::new(&scope.child("fc2"), 64, shape.classes)?,
-            dropout: config.dropout,
+            dropout: config.dropout(),
         })
     }
 }
 
 impl ImageModel for KerasCnn {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 32, 32]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 15, 15]
         let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 64, 6, 6]
         let x = self.conv3.forward(&x).relu(); // [batch, 64, 4, 4]
         let x = x.flatten(1, -1); // [batch, 1024]
-        let x = self.fc1.forward(&x).relu().dropout(self.dropout, train); // [batch, 64]
-        self.fc2.forward(&x) // [batch, classes]
+        dropout(self.fc1.forward(&x).relu(), self.dropout, train) // [batch, 64]
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.fc2.forward(features) // [batch, classes]
+    }
+
+    fn head_name(&self) -> &'static str {
+        "fc2"
     }
 }
 
@@ -74,18 +82,25 @@ impl TorchCnn {
             conv2: Conv2d::new(&scope.child("conv2"), 32, 64, 3, padded)?,
             fc1: Linear::new(&scope.child("fc1"), flat, 128)?,
             fc2: Linear::new(&scope.child("fc2"), 128, shape.classes)?,
-            dropout: config.dropout,
+            dropout: config.dropout(),
         })
     }
 }
 
 impl ImageModel for TorchCnn {
-    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 32, 32]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 16, 16]
         let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 64, 8, 8]
         let x = x.flatten(1, -1); // [batch, 4096]
-        let x = self.fc1.forward(&x).relu().dropout(self.dropout, train); // [batch, 128]
-        self.fc2.forward(&x) // [batch, classes]
+        dropout(self.fc1.forward(&x).relu(), self.dropout, train) // [batch, 128]
+    }
+
+    fn head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.fc2.forward(features) // [batch, classes]
+    }
+
+    fn head_name(&self) -> &'static str {
+        "fc2"
     }
 }

@@ -7,8 +7,9 @@ use super::classification::{ClassificationEvaluator, METRICS};
 use super::{Evaluator, Mode, Outcome, StepOutput, Sum, Task};
 use crate::bail_input;
 use crate::data::images::{ImageBatch, Normalisation};
-use crate::models::Parameters;
-use crate::models::image::ImageModel;
+use crate::models::image::{ImageModel, WeightedScores};
+use crate::models::{Parameters, Role};
+use crate::training::fine_tuning::is_of;
 
 /// How the loss differs from plain cross-entropy in training.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct ClassificationLoss {
 /// A network with its input normalisation and its loss.
 pub struct ImageClassification {
     parameters: Parameters,
+    /// The parameters below the head.
+    backbone: Vec<Tensor>,
     model: Box<dyn ImageModel>,
     normalisation: Normalisation,
     classes: Vec<String>,
@@ -62,7 +65,14 @@ impl ImageClassification {
         if channels_last {
             parameters.to_channels_last()?;
         }
+        let head = model.head_name();
+        let below = parameters
+            .entries()
+            .into_iter()
+            .filter(|entry| entry.role == Role::Parameter && !is_of(&entry.name, head));
+        let backbone = below.map(|entry| entry.tensor).collect();
         Ok(Self {
+            backbone,
             normalisation: normalisation.to_device(device)?,
             label_smoothing: loss.label_smoothing,
             parameters,
@@ -83,6 +93,33 @@ impl ImageClassification {
         self.model.forward(images, mode == Mode::Train)
     }
 
+    /// What the backbone makes of a batch of pixels: the input of the head, on the model's device.
+    pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.model.features(&self.normalise(pixels)?, false))
+    }
+
+    /// Whether nothing below the head learns, so that its features of an image are always the same.
+    pub fn backbone_is_frozen(&self) -> bool {
+        !self.backbone.iter().any(Tensor::requires_grad)
+    }
+
+    /// The logits of a batch, and those of auxiliary classifiers.
+    fn scores(&self, images: &Tensor, mode: Mode) -> Result<(Tensor, Vec<WeightedScores>)> {
+        let train = mode == Mode::Train;
+        if images.kind() != Kind::Uint8 {
+            return Ok((self.model.head(images, train), Vec::new()));
+        }
+        let images = self.normalise(images)?;
+        Ok(match mode {
+            // Dropout belongs to what learns.
+            Mode::Train if self.backbone_is_frozen() => {
+                (self.model.head(&self.model.features(&images, false), true), Vec::new())
+            }
+            Mode::Train => self.model.learn(&images),
+            Mode::Evaluate => (self.model.forward(&images, false), Vec::new()),
+        })
+    }
+
     /// Bytes to what the network takes.
     pub fn normalise(&self, pixels: &Tensor) -> Result<Tensor> {
         let images = self.normalisation.apply(pixels)?;
@@ -100,6 +137,10 @@ impl Task for ImageClassification {
         &self.parameters
     }
 
+    fn head_name(&self) -> Option<&str> {
+        Some(self.model.head_name())
+    }
+
     fn metrics(&self) -> &'static [&'static str] {
         METRICS
     }
@@ -114,16 +155,22 @@ impl Task for ImageClassification {
     }
 
     fn step(&mut self, batch: &ImageBatch, mode: Mode) -> Result<StepOutput> {
-        let logits = self.forward(&self.normalise(&batch.images)?, mode);
+        let (logits, auxiliary) = self.scores(&batch.images, mode)?;
         let (weights, smoothing) = match mode {
             Mode::Train => (self.class_weights.as_ref().map(|(_, weights)| weights), self.label_smoothing),
             Mode::Evaluate => (None, 0.0),
         };
         // Cross-entropy under autocast is computed in float32, as in PyTorch.
-        let loss_sum = logits
-            .f_to_kind(Kind::Float)?
-            .f_cross_entropy_loss(&batch.labels, weights, Reduction::Sum, -100, smoothing)
-            .context("computing the cross-entropy")?;
+        let loss_of = |logits: &Tensor| {
+            logits
+                .f_to_kind(Kind::Float)?
+                .f_cross_entropy_loss(&batch.labels, weights, Reduction::Sum, -100, smoothing)
+                .context("computing the cross-entropy")
+        };
+        let mut loss_sum = loss_of(&logits)?;
+        for WeightedScores { scores, weight } in &auxiliary {
+            loss_sum = loss_sum + loss_of(scores)? * *weight;
+        }
         let right = logits.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(Kind::Float)?;
         let outcome = (mode == Mode::Evaluate)
             .then(|| Outcome { prediction: logits.detach(), target: batch.labels.shallow_clone() });

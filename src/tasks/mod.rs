@@ -50,6 +50,11 @@ pub trait Task {
     /// The model's tensors.
     fn parameters(&self) -> &Parameters;
 
+    /// What the names of the parameters of the model's head begin with, where it has one: the layer that fits the data, not the pretraining.
+    fn head_name(&self) -> Option<&str> {
+        None
+    }
+
     /// The names of the metrics that an evaluation yields, most telling first, so that a recipe's choice is checked before anything starts.
     fn metrics(&self) -> &'static [&'static str];
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::fine_tuning::FineTuneConfig;
 use super::optimizer::OptimizerConfig;
 use super::precision::Precision;
 use super::schedule::ScheduleConfig;
@@ -57,6 +58,8 @@ pub struct TrainingConfig {
     pub init_from: Option<PathBuf>,
     /// Patterns of parameters that are not trained.
     pub freeze: Vec<String>,
+    /// Which parts of a pretrained network learn, from when on, and how fast.
+    pub fine_tune: FineTuneConfig,
     /// The validation metric that decides which checkpoint is best.
     pub metric: String,
     /// Evaluations without improvement after which training stops.
@@ -109,6 +112,7 @@ impl Default for TrainingConfig {
             ema: None,
             init_from: None,
             freeze: Vec::new(),
+            fine_tune: FineTuneConfig::default(),
             metric: "loss".to_owned(),
             early_stop: None,
             early_stop_min_delta: 0.0,
@@ -259,6 +263,7 @@ impl TrainingConfig {
                 bail_input!("training.groups: lr_scale of `{}` must not be negative", group.pattern);
             }
         }
+        self.fine_tune.validate()?;
         self.optimizer.validate()?;
         self.schedule.validate()
     }

@@ -271,23 +271,24 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Sorts the parameters into groups and makes their initial state. Parameters that share rate and decay share a group, so that a step
-    /// is one call for each.
+    /// is one call for each. `head` is what the names of the model's head begin with, for `training.fine_tune`.
     ///
     /// # Errors
     /// A group's pattern matches no parameter, or there is nothing to train.
-    pub fn new(config: &TrainingConfig, parameters: &[(String, Tensor)]) -> Result<Self> {
+    pub fn new(config: &TrainingConfig, parameters: &[(String, Tensor)], head: Option<&str>) -> Result<Self> {
         let assigned = assign(config, parameters.iter().map(|(name, _)| name.as_str()))?;
+        let scales = config.fine_tune.rate_scales(parameters, head)?;
         /// Factor on the rate, and weight decay.
         type Treatment = (f64, f64);
         // The members of each treatment, in the order of first appearance.
         let mut sorted: Vec<(Treatment, Vec<&(String, Tensor)>)> = Vec::new();
-        for (parameter, group) in parameters.iter().zip(assigned) {
+        for ((parameter, group), scale) in parameters.iter().zip(assigned).zip(scales) {
             let inherited = match !config.decay_bias_and_norm && parameter.1.dim() <= 1 {
                 true => 0.0,
                 false => config.optimizer.weight_decay(),
             };
             let weight_decay = group.and_then(|group| group.weight_decay).unwrap_or(inherited);
-            let key = (group.map_or(1.0, |group| group.lr_scale), weight_decay);
+            let key = (scale * group.map_or(1.0, |group| group.lr_scale), weight_decay);
             match sorted.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, members)) => members.push(parameter),
                 None => sorted.push((key, vec![parameter])),

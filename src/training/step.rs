@@ -50,7 +50,7 @@ impl Stepper {
             device,
             precision: config.precision,
             parameters: TensorList::new(trainable.iter().map(|(_, tensor)| tensor))?,
-            optimizer: Optimizer::new(config, &trainable)?,
+            optimizer: Optimizer::new(config, &trainable, task.head_name())?,
             scaler: LossScaler::new(config.precision, device)?,
             average: config.ema.map(|decay| MovingAverage::new(decay, task.parameters())).transpose()?,
             totals: Totals::new(device),

@@ -10,6 +10,7 @@ use tch::Device;
 use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
 use super::config::TrainingConfig;
 use super::evaluate::{EvaluationSettings, evaluate};
+use super::fine_tuning::Unfreezing;
 use super::metrics::{improves, larger_is_better};
 use super::optimizer;
 use super::profile::{Phase, Profiler};
@@ -78,6 +79,8 @@ where
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
     let schedule = Schedule::new(config, total, steps_per_epoch);
+    let mut unfreezing =
+        Unfreezing::new(&config.fine_tune, &task.parameters().trainable(), task.head_name())?;
     let mut stepper = Stepper::new(config, task)?;
     stepper.profiler = Profiler::new(profile, task.parameters().device());
     let mut progress = Progress::default();
@@ -177,6 +180,12 @@ where
             break;
         }
 
+        if let Some(unfreezing) = &mut unfreezing
+            && let Some(learning) = unfreezing.apply(progress.epoch)?
+        {
+            log.info(format!("{learning} of {} stages learn", unfreezing.stages()));
+        }
+
         // Wait for the data.
         let began = Instant::now();
         let mut micro_batches = Vec::with_capacity(config.accumulate);
@@ -234,6 +243,9 @@ where
         }
     }
     drop(bar);
+    if let Some(unfreezing) = &unfreezing {
+        unfreezing.finish()?;
+    }
     if progress.step < total {
         let best = progress.best.as_ref().map_or(0, |best| best.step);
         log.info(format!("stopped early: {} has not improved since step {best}", config.metric));

@@ -1,5 +1,6 @@
 //! What the tests share: folders of their own, small data sets, and runs of the programs.
 
+pub mod formula;
 mod larger_data;
 pub mod process;
 pub mod runs;
