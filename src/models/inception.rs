@@ -300,11 +300,7 @@ impl InceptionV3 {
         ];
         let fc = Linear::new(&scope.child("fc"), 2048, shape.classes)?;
         scope.parameters().redraw(|entry| {
-            let deviation = match entry.name.as_str() {
-                "AuxLogits.conv1.conv.weight" => 0.01,
-                "AuxLogits.fc.weight" => 0.001,
-                _ => 0.1,
-            };
+            let deviation = if entry.name == "AuxLogits.fc.weight" { 0.001 } else { 0.1 };
             (entry.tensor.dim() > 1).then(|| Init::truncated_normal(deviation))
         })?;
         Ok(Self { stem, before, auxiliary, after, fc, dropout: config.dropout() })
