@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod ema;
 pub mod evaluate;
+pub mod examples;
 pub mod metrics;
 pub mod optimizer;
 pub mod precision;
