@@ -276,12 +276,6 @@ fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
     counts.iter().map(weight).collect()
 }
 
-/// The last folder and the file of a path: long paths break the grid of a report.
-fn short_name(name: &str) -> String {
-    let parts: Vec<&str> = name.rsplitn(3, '/').take(2).collect();
-    parts.into_iter().rev().collect::<Vec<_>>().join("/")
-}
-
 /// Samples that the evaluation picked out, with their pictures.
 fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec<Example>> {
     let picked: Vec<classification::Judged> = serde_json::from_value(picked.clone())?;
@@ -289,7 +283,7 @@ fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec
         let PredictedSample { sample, label, prediction, probability } = one.named(names);
         Ok(Example {
             input: Sample::Png(data.picture(sample)?.context("an image has no picture")?),
-            name: short_name(&data.describe(sample)),
+            name: crate::reporting::format::short_path(&data.describe(sample)).to_owned(),
             label: Some(label),
             prediction,
             probability: Some(probability),

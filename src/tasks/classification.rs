@@ -187,10 +187,16 @@ impl Evaluator for ClassificationEvaluator {
             "classes": scores,
             "confusion": counts,
             "mistakes": mistakes.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
-            "examples": (0..predicted.len().min(LISTED_EXAMPLES)).map(|position| listed(&position)).collect::<Vec<_>>(),
+            "examples": evenly(predicted.len(), LISTED_EXAMPLES).map(|position| listed(&position)).collect::<Vec<_>>(),
         });
         Ok(Evaluation { metrics, details })
     }
+}
+
+/// Up to `most` of `count` positions at even distances: data are often sorted by class.
+pub fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = count.min(most);
+    (0..taken).map(move |number| number * count / taken)
 }
 
 const LISTED_MISTAKES: usize = 20;
@@ -302,6 +308,13 @@ mod tests {
         assert_eq!(evaluation.details["confusion"][4], json!(1));
         assert_eq!(evaluation.details["mistakes"].as_array().map(Vec::len), Some(3));
         Ok(())
+    }
+
+    #[test]
+    fn examples_are_spread_over_all_samples() {
+        assert_eq!(evenly(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
+        assert_eq!(evenly(3, 4).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 4).count(), 0);
     }
 
     #[test]

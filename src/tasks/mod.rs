@@ -65,7 +65,7 @@ pub trait Task {
         None
     }
 
-    /// The first samples of an evaluation by this task's [`Evaluator`] with what they were taken for.
+    /// Some samples, from all over the data set, of an evaluation by this task's [`Evaluator`] with what they were taken for.
     fn examples(&self, _evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
         Ok(Vec::new())
     }

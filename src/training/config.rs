@@ -74,7 +74,7 @@ pub struct TrainingConfig {
     /// Steps between histograms of weights and gradients in the event files; none if left out. Gradients are shown as the optimizer takes them:
     /// with penalties, clipped.
     pub histograms_every: Option<u64>,
-    /// How many of the first samples the event files show with their predictions at each evaluation, where samples are pictures.
+    /// How many samples the event files show with their predictions at each evaluation, where samples are pictures.
     pub examples: usize,
     /// Arithmetic of the forward and backward pass.
     pub precision: Precision,

@@ -1,10 +1,11 @@
-//! The first samples of an evaluation in the event files: their pictures, framed green where the prediction is right and red where it
+//! Some samples of an evaluation in the event files: their pictures, framed green where the prediction is right and red where it
 //! is wrong, and a table of the predictions.
 
 use anyhow::Result;
 
 use crate::data::Dataset;
 use crate::reporting::{EventWriter, Split, format, framed};
+use crate::tasks::classification::evenly;
 use crate::tasks::{Evaluation, Task};
 
 /// Writes up to `count` samples as the images `examples/SPLIT` and the text `predictions/SPLIT`. Nothing is written where the samples are no pictures.
@@ -25,14 +26,16 @@ where
         return Ok(());
     }
     let (mut pictures, mut rows) = (Vec::new(), String::new());
-    for (number, shown) in task.examples(evaluation)?.into_iter().take(count).enumerate() {
+    let listed = task.examples(evaluation)?;
+    for (number, position) in evenly(listed.len(), count).enumerate() {
+        let shown = &listed[position];
         let Some(picture) = data.picture(shown.sample)? else { continue };
         pictures.push(framed(&picture, shown.prediction == shown.label)?);
         // What would end a cell or begin markup is shown as it is.
         let cell = |text: &str| format!("`{}`", text.replace(['`', '|', '\n'], " "));
         rows += &format!(
             "| {number} | {} | {} | {} | {} |\n",
-            cell(&data.describe(shown.sample)),
+            cell(format::short_path(&data.describe(shown.sample))),
             cell(&shown.label),
             cell(&shown.prediction),
             format::percent(shown.probability)
