@@ -15,9 +15,11 @@ import math
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from html import escape
 from pathlib import Path
@@ -26,6 +28,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = REPOSITORY / "benches" / "pytorch"
 DOCS = REPOSITORY / "docs"
 DTYPES = ("fp32", "bf16")
+
+# Stands for the folder of CIFAR-10's training images, which `with_data` makes.
+CIFAR10 = "CIFAR10"
 
 # Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. The steps make a run last
 # some seconds. Adding a workload: its entry here, a program of its name in benches/pytorch/, a variant in
@@ -40,6 +45,22 @@ CASES = {
         ("100-2-1 infer", ["--net", "keras", "--mode", "infer", "--steps", "2000"], DTYPES),
         ("784-256-10 train", ["--net", "mnist", "--steps", "300"], DTYPES),
         ("784-256-10 infer", ["--net", "mnist", "--mode", "infer", "--steps", "800"], DTYPES),
+    ],
+    "cnn_small": [
+        ("train", ["--steps", "400"], DTYPES),
+        ("infer", ["--mode", "infer", "--steps", "800"], DTYPES),
+    ],
+    "resnet20_cifar": [
+        ("train", ["--steps", "30"], DTYPES),
+        ("infer", ["--mode", "infer", "--steps", "80"], DTYPES),
+    ],
+    "resnet18_224": [
+        ("train, batch 16", ["--steps", "8", "--warmup", "3"], DTYPES),
+        ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--steps", "120"], DTYPES),
+        ("infer, batch 16", ["--mode", "infer", "--batch", "16", "--steps", "15", "--warmup", "3"], DTYPES),
+    ],
+    "dataloading": [
+        ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
     ],
     "startup": [
         ("first step", [], ("fp32",)),
@@ -104,6 +125,7 @@ def order(result):
 
 def measure(options, workload, case, flags):
     """Runs both sides in turn and returns what is kept of it."""
+    flags = with_data(flags)
     shared = [*flags, "--threads", str(options.threads), "--dtype", options.dtype, "--omp-wait", options.omp_wait]
     commands = {
         "suite": [options.suite, "--workload", workload, *shared],
@@ -137,6 +159,27 @@ def measure(options, workload, case, flags):
         "others_busy": round(busiest, 2),
         "machine": machine(),
     }
+
+
+def with_data(flags):
+    """Flags with folders in place of the names of data sets."""
+    return [str(cifar10_folder()) if flag == CIFAR10 else flag for flag in flags]
+
+
+def cifar10_folder():
+    """The training images of CIFAR-10 as JPEG files in class folders, unpacked once from the archive in TCH_SUITE_DATA."""
+    folder = REPOSITORY / "target" / "bench-data" / "cifar10"
+    if not folder.is_dir():
+        archive = Path(os.environ.get("TCH_SUITE_DATA", "data")) / "cifar10" / "cifar10-jpeg.tar.gz"
+        if not archive.is_file():
+            sys.exit(f"compare.py: there is no {archive}: let TCH_SUITE_DATA name the folder that holds cifar10/{archive.name}")
+        partial = folder.with_name("cifar10.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with tarfile.open(archive) as members:
+            members.extractall(partial, filter="data")
+        # Last, so that an interrupted unpacking is begun anew.
+        partial.rename(folder)
+    return folder / "train"
 
 
 def undisturbed(command, options, deadline):

@@ -6,10 +6,11 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: scripts/prove_resume.sh [KILLS] [SEED]
+usage: scripts/prove_resume.sh [KILLS] [SEED] [KIND]
 
-Trains small networks in seven ways (momentum and dropout; averaged weights and a plateau schedule; accumulation with a ragged end
-of the epoch; bfloat16; float16 with loss scaling; batch normalisation; Adam with a schedule, warm-up and clipping), kills each
+Trains small networks in eight ways (momentum and dropout; averaged weights and a plateau schedule; accumulation with a ragged end
+of the epoch; bfloat16; float16 with loss scaling; batch normalisation; ResNet-20 with augmentation and averaged weights; Adam
+with a schedule, warm-up and clipping), or in those whose names in tests/resume.rs hold the text KIND, and kills each
 training with SIGKILL again and again (before the first save, during saves and
 evaluations, in the last step, after the last save, twice running, at random) and resumes it. In the end all checkpoints must be
 those of an undisturbed run to the byte, and metrics.jsonl must hold every step once. Goes on until there have been KILLS kills
@@ -25,13 +26,13 @@ case ${1:-} in
         exit
         ;;
 esac
-for number in "$@"; do
+for number in "${@:1:2}"; do
     [[ $number =~ ^[0-9]+$ ]] || fail_input "'$number' is no number: --help tells what there is."
 done
-(($# <= 2)) || fail_input "too many arguments: --help tells what there is."
+(($# <= 3)) || fail_input "too many arguments: --help tells what there is."
 require_cargo
 cd "$repository"
-export TCH_SUITE_KILLS=${1:-40} TCH_SUITE_SEED=${2:-0}
-say "$TCH_SUITE_KILLS kills, seed $TCH_SUITE_SEED"
+export TCH_SUITE_KILLS=${1:-40} TCH_SUITE_SEED=${2:-0} TCH_SUITE_KIND=${3:-}
+say "$TCH_SUITE_KILLS kills, seed $TCH_SUITE_SEED${3:+, kinds with '$3' in their names}"
 cargo test --release --test suite -- --ignored --exact resume::many_kills --nocapture ||
     fail "a resumed run did not end as the undisturbed one: its folder is named above."

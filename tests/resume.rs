@@ -47,7 +47,7 @@ enum Moment {
 
 use Moment::*;
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case {
         name: "momentum and dropout",
         model: "lenet5",
@@ -94,6 +94,18 @@ const CASES: [Case; 7] = [
         model: "resnet20",
         settings: &["training.ema=0.9", "training.eval_batch_size=10"],
         moments: &[Random, LastStep],
+    },
+    Case {
+        name: "ResNet-20, augmentation, averaged weights",
+        model: "resnet20",
+        settings: &[
+            "training.ema=0.9",
+            "training.eval_batch_size=10",
+            "training.threads=2",
+            "training.histograms_every=5",
+            r#"data.augment={"crop_padding": 2, "flip": true}"#,
+        ],
+        moments: &[DuringSave, Random, LastStep],
     },
     Case {
         name: "adam, cosine, warm-up, clipping",
@@ -318,10 +330,10 @@ impl Tally {
     }
 
     /// Whether every kind of training has been killed at every moment.
-    fn is_complete(&self) -> bool {
+    fn is_complete(&self, subjects: &[Subject<'_>]) -> bool {
         let hit =
             |case: &Case, moment| self.kills.get(&(case.name, moment)).is_some_and(|(_, hits)| *hits > 0);
-        CASES.iter().all(|case| ALL_MOMENTS.iter().all(|&moment| hit(case, moment)))
+        subjects.iter().all(|subject| ALL_MOMENTS.iter().all(|&moment| hit(subject.case, moment)))
     }
 }
 
@@ -373,19 +385,28 @@ fn batch_normalisation_survives_kills() {
 }
 
 #[test]
-fn adam_with_a_schedule_survives_kills() {
+fn resnet20_with_augmentation_and_averaged_weights_survives_kills() {
     survives_kills(6);
 }
 
-/// `scripts/prove_resume.sh` runs this: every kind of training, killed at every moment, until there are enough kills.
+#[test]
+fn adam_with_a_schedule_survives_kills() {
+    survives_kills(7);
+}
+
+/// `scripts/prove_resume.sh` runs this: every kind of training, or those whose names hold a given text, killed at every moment, until there
+/// are enough kills.
 #[test]
 #[ignore = "takes minutes; scripts/prove_resume.sh runs it"]
 fn many_kills() {
     let variable = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (kills, seed) = (variable("TCH_SUITE_KILLS", 40), variable("TCH_SUITE_SEED", 0));
-    let subjects: Vec<Subject<'_>> = CASES.iter().map(Subject::new).collect();
+    let kind = std::env::var("TCH_SUITE_KIND").unwrap_or_default();
+    let subjects: Vec<Subject<'_>> =
+        CASES.iter().filter(|case| case.name.contains(&kind)).map(Subject::new).collect();
+    assert!(!subjects.is_empty(), "no kind of training has `{kind}` in its name");
     let (mut noise, mut tally, mut rounds) = (Noise::new(seed), Tally::default(), 0);
-    while u64::from(tally.count_all()) < kills || !tally.is_complete() {
+    while u64::from(tally.count_all()) < kills || !tally.is_complete(&subjects) {
         rounds += 1;
         assert!(rounds <= 20 + kills / 20, "some moment never came in {rounds} rounds");
         for subject in &subjects {
@@ -493,6 +514,32 @@ fn data_may_move() {
     let lost = run_quietly(&["--resume", &run.display().to_string()]);
     assert_refused(&lost, 2, &["data", "does not exist"]);
     resume(&run, &["--data", &moved.display().to_string(), "--epochs", "3"]);
+}
+
+#[test]
+fn other_data_are_refused() {
+    let folder = Scratch::new();
+    let run = short_run(&folder, &[]);
+    let before = files(&run);
+    let images = folder.join("data/train-images-idx3-ubyte");
+    let mut content = std::fs::read(&images).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&images, &content).unwrap();
+    let arguments = ["--resume", &run.display().to_string(), "--epochs", "3"];
+    let words =
+        [&run.display().to_string(), "trained on other data", "are not those of before", "--init-from"];
+    assert_refused(&run_quietly(&arguments), 2, &words);
+    let other = folder.join("other");
+    small_data::write(&other, 121, 40);
+    let refused = run_quietly(&[&arguments[..], &["--data", &other.display().to_string()]].concat());
+    assert_refused(&refused, 2, &["the training part had 108 samples and has 109"]);
+    assert_same_files(&files(&run), &before, "refused");
+    content[middle] ^= 1;
+    std::fs::write(&images, &content).unwrap();
+    // The test part is another matter.
+    small_data::write_part(&folder.join("data"), "t10k", &small_data::even_labels(30), small_data::SIDE, 9);
+    resume(&run, &["--epochs", "3"]);
 }
 
 #[test]

@@ -93,7 +93,13 @@ def trainer(options, network, criterion, make_optimizer, batch_of):
 
 
 def measure(workload, variant, options, usual, items, step):
-    """Times `step(number)`, which returns the loss or the output, and prints the line.
+    """Times `step(number)`, which returns the loss or the output, and prints the line."""
+    rates, further = timed(options, usual, items, step)
+    emit(workload, variant, "samples/s", rates, **further)
+
+
+def timed(options, usual, items, step):
+    """Times `step(number)`: the rates, and the line's further keys.
 
     `usual` holds the workload's steps, warmup and inner for flags that are not given.
     """
@@ -123,11 +129,7 @@ def measure(workload, variant, options, usual, items, step):
             break
     wall = clock() - began
     last = mean_of(step(number))
-    emit(
-        workload,
-        variant,
-        "samples/s",
-        rates,
+    return rates, dict(
         best=significant(max(rates)),
         mean=significant(len(rates) * inner * items / wall),
         step_ms=significant(percentile(step_milliseconds, 50)),

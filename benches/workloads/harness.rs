@@ -1,5 +1,6 @@
 //! What the workloads share: their flags, the clock, and the JSON line.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -52,6 +53,12 @@ pub struct Options {
     /// Store convolution weights with the channels innermost: 0 or 1
     #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     pub channels_last: u8,
+    /// Where dataloading's images are: FOLDER/CLASS/FILE
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Numbers of loader threads that dataloading tries
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [0, 2])]
+    pub workers: Vec<usize>,
     /// Seed of weights and data
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -215,9 +222,6 @@ pub struct Usual {
 }
 
 /// Times `work` and prints its line. `items` are the samples of one step.
-///
-/// The rate of a sample is items · inner / seconds; median, p10 and p90 (linear between ranks) are over these rates. No value is read back
-/// inside the timed part; `loss_last` is of one more step after it.
 pub fn measure(
     workload: &str,
     variant: &str,
@@ -226,6 +230,61 @@ pub fn measure(
     items: usize,
     work: &mut dyn Work,
 ) -> Result<()> {
+    let timed = time(options, usual, items, work)?;
+    emit(
+        workload,
+        variant,
+        "samples/s",
+        &timed.rates,
+        &[
+            ("mean", json!(significant(timed.mean))),
+            ("best", json!(significant(timed.best()))),
+            ("step_ms", json!(significant(timed.step_milliseconds))),
+            ("inner", json!(timed.inner)),
+            ("startup_s", json!(timed.startup.map(significant))),
+            ("loss_first", json!(timed.first.map(significant))),
+            ("loss_last", json!(significant(timed.last))),
+            ("rss_mb", json!(significant(peak_megabytes()?))),
+            ("rss_now_mb", json!(status_megabytes("VmRSS:").map(significant))),
+        ],
+    )
+}
+
+/// What the clock said.
+pub struct Timed {
+    /// Items per second of each timed sample.
+    pub rates: Vec<f64>,
+    /// All items over all seconds.
+    pub mean: f64,
+    /// Median time of a step.
+    pub step_milliseconds: f64,
+    /// Steps in a timed sample.
+    pub inner: usize,
+    /// Seconds from the start of the process to the end of the first step; none without a warm-up.
+    startup: Option<f64>,
+    /// The value of the first step, likewise.
+    first: Option<f64>,
+    /// The value of one step after the timed part.
+    last: f64,
+}
+
+impl Timed {
+    /// The highest rate.
+    pub fn best(&self) -> f64 {
+        self.rates.iter().copied().fold(f64::MIN, f64::max)
+    }
+
+    /// The median rate.
+    pub fn median(&self) -> f64 {
+        percentile(&self.rates, 50.0)
+    }
+}
+
+/// Times `work`. `items` are the samples of one step.
+///
+/// The rate of a sample is items · inner / seconds; median, p10 and p90 (linear between ranks) are over these rates. No value is read back
+/// inside the timed part; `loss_last` is of one more step after it.
+pub fn time(options: &Options, usual: &Usual, items: usize, work: &mut dyn Work) -> Result<Timed> {
     let steps = options.steps.unwrap_or(usual.steps);
     let warmup = options.warmup.unwrap_or(usual.warmup);
     let inner = options.inner.unwrap_or(usual.inner).max(1);
@@ -265,24 +324,15 @@ pub fn measure(
     work.value()?;
     work.step(number)?;
     let last = work.value()?;
-    let done = rates.len();
-    emit(
-        workload,
-        variant,
-        "samples/s",
-        &rates,
-        &[
-            ("mean", json!(significant((done * inner * items) as f64 / wall))),
-            ("best", json!(significant(rates.iter().copied().fold(f64::MIN, f64::max)))),
-            ("step_ms", json!(significant(percentile(&step_milliseconds, 50.0)))),
-            ("inner", json!(inner)),
-            ("startup_s", json!(startup.map(significant))),
-            ("loss_first", json!(first.map(significant))),
-            ("loss_last", json!(significant(last))),
-            ("rss_mb", json!(significant(peak_megabytes()?))),
-            ("rss_now_mb", json!(status_megabytes("VmRSS:").map(significant))),
-        ],
-    )
+    Ok(Timed {
+        mean: (rates.len() * inner * items) as f64 / wall,
+        step_milliseconds: percentile(&step_milliseconds, 50.0),
+        rates,
+        inner,
+        startup,
+        first,
+        last,
+    })
 }
 
 /// Prints the JSON line of some values, with further keys.

@@ -37,6 +37,43 @@ pub const LENET5: ImageWorkload = ImageWorkload {
     usual: Usual { steps: 200, warmup: 20, inner: 1 },
 };
 
+/// `benches/pytorch/cnn_small.py`.
+pub const CNN_SMALL: ImageWorkload = ImageWorkload {
+    name: "cnn_small",
+    model: "keras-cnn",
+    input: [3, 32, 32],
+    classes: 10,
+    batch: 64,
+    optimizer: || json!({ "name": "adam", "lr": 0.001 }),
+    usual: Usual { steps: 200, warmup: 20, inner: 1 },
+};
+
+/// `benches/pytorch/resnet20_cifar.py`.
+pub const RESNET20_CIFAR: ImageWorkload = ImageWorkload {
+    name: "resnet20_cifar",
+    model: "resnet20",
+    input: [3, 32, 32],
+    classes: 10,
+    batch: 128,
+    optimizer: resnet_optimizer,
+    usual: Usual { steps: 40, warmup: 5, inner: 1 },
+};
+
+/// `benches/pytorch/resnet18_224.py`.
+pub const RESNET18_224: ImageWorkload = ImageWorkload {
+    name: "resnet18_224",
+    model: "resnet18",
+    input: [3, 224, 224],
+    classes: 1000,
+    batch: 16,
+    optimizer: resnet_optimizer,
+    usual: Usual { steps: 30, warmup: 5, inner: 1 },
+};
+
+fn resnet_optimizer() -> Value {
+    json!({ "name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0001 })
+}
+
 /// Runs it.
 pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
     let size = options.batch.unwrap_or(workload.batch);

@@ -8,6 +8,7 @@
 //! for inference. To add a workload: a variant of [`Workload`] with its line in `run`, a program in `benches/pytorch/`, and its cases
 //! in `benches/compare.py`.
 
+mod dataloading;
 mod harness;
 mod image;
 mod mlp_small;
@@ -47,6 +48,17 @@ enum Workload {
     /// Two tiny dense networks, where overhead is the cost
     #[value(name = "mlp_small")]
     MlpSmall,
+    /// The small network of TensorFlow's CIFAR-10 tutorial
+    #[value(name = "cnn_small")]
+    CnnSmall,
+    /// ResNet-20 on 32 × 32 colour images
+    #[value(name = "resnet20_cifar")]
+    ResNet20Cifar,
+    /// ResNet-18 on 224 × 224 colour images
+    #[value(name = "resnet18_224")]
+    ResNet18,
+    /// Batches of varied images out of a folder of JPEG files, which --folder names
+    Dataloading,
     /// Process start to the first training step done
     Startup,
 }
@@ -75,6 +87,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     match workload {
         Workload::LeNet5 => image::run(&image::LENET5, options),
         Workload::MlpSmall => mlp_small::run(options),
+        Workload::CnnSmall => image::run(&image::CNN_SMALL, options),
+        Workload::ResNet20Cifar => image::run(&image::RESNET20_CIFAR, options),
+        Workload::ResNet18 => image::run(&image::RESNET18_224, options),
+        Workload::Dataloading => dataloading::run(options),
         Workload::Startup => startup::run(options),
     }
 }
@@ -82,6 +98,12 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// Every workload with the same further flags, each in its own process so that memory and start-up are its own.
 fn each() -> Result<()> {
     for workload in Workload::value_variants() {
+        if *workload == Workload::Dataloading
+            && !std::env::args().any(|argument| argument.starts_with("--folder"))
+        {
+            eprintln!("workloads: dataloading is left out: it needs --folder");
+            continue;
+        }
         let name = workload.to_possible_value().context("a workload without a name")?;
         let program = std::env::current_exe().context("finding this program")?;
         let status = Command::new(program)

@@ -43,8 +43,8 @@ pub struct TrainArgs {
     /// Folder of the run [default: runs/RECIPE, numbered if it exists]
     #[arg(long, value_name = "RUN")]
     pub out: Option<PathBuf>,
-    /// Continue this run; only --epochs, --steps, --data, --device, --threads, --workers, --save-every, --keep and --early-stop may
-    /// differ from it
+    /// Continue this run; only --epochs, --steps, --data, --device, --threads, --workers, --save-every, --keep, --early-stop and
+    /// --histograms-every may differ from it, and --data only says where the same data are now
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "init_from"])]
     pub resume: Option<PathBuf>,
     /// Start from the weights of a run or of a safetensors file
@@ -116,6 +116,9 @@ pub struct TrainArgs {
     /// Numbered checkpoints to keep besides `last` and `best`
     #[arg(long, value_name = "N")]
     pub keep: Option<usize>,
+    /// Steps between histograms of weights and gradients in the TensorBoard files [default: none are written]
+    #[arg(long, value_name = "STEPS")]
+    pub histograms_every: Option<u64>,
     /// Seed of initial weights, order, dropout and splits
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -347,6 +350,7 @@ impl TrainArgs {
         put(&mut list, "training.eval_every", &self.eval_every);
         put(&mut list, "training.save_every", &self.save_every);
         put(&mut list, "training.keep", &self.keep);
+        put(&mut list, "training.histograms_every", &self.histograms_every);
         put(&mut list, "training.seed", &self.seed);
         put(&mut list, "data.val_fraction", &self.val_fraction);
         put(&mut list, "training.workers", &self.workers);

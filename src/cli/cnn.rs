@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -23,11 +23,9 @@ use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
 use crate::reporting::format;
-use crate::reporting::{
-    ClassScores, ConfusionMatrix, Example, Log, Progress, Report, Sample, Verbosity, png_thumbnail,
-};
+use crate::reporting::{ClassScores, ConfusionMatrix, Example, Log, Progress, Report, Sample, Verbosity};
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification};
-use crate::tasks::{Evaluation, Mode, Task, classification};
+use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights};
 use crate::training::evaluate::EvaluationSettings;
 use crate::training::signals::Interrupt;
@@ -378,40 +376,18 @@ fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
     counts.iter().map(weight).collect()
 }
 
-/// The last folder and the file of a path: long paths break the grid of a report.
-fn short_name(name: &str) -> String {
-    let parts: Vec<&str> = name.rsplitn(3, '/').take(2).collect();
-    parts.into_iter().rev().collect::<Vec<_>>().join("/")
-}
-
 /// Samples that the evaluation picked out, with their pictures.
 fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec<Example>> {
-    const LARGEST_SIDE: u32 = 96;
-    let ImageForm { channels, size: [height, width] } = data.form();
-    let mut list = Vec::new();
-    for one in picked.as_array().into_iter().flatten() {
-        let number = |key: &str| one[key].as_u64().unwrap_or_default() as usize;
-        let name = |class: usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
-        let sample = number("sample");
-        let mut planes = Vec::new();
-        data.append_image(sample, &mut planes)?;
-        // [channel, pixel] to [pixel, channel]
-        let plane = height * width;
-        let pixel = |pixel: usize| (0..channels).map(move |channel| channel * plane + pixel);
-        let interleaved: Vec<u8> = (0..plane).flat_map(pixel).map(|position| planes[position]).collect();
-        list.push(Example {
-            input: Sample::Png(png_thumbnail(
-                &interleaved,
-                height as u32,
-                width as u32,
-                channels as u8,
-                LARGEST_SIDE,
-            )?),
-            name: short_name(&data.describe(sample)),
-            label: Some(name(number("label"))),
-            prediction: name(number("predicted")),
-            probability: one["probability"].as_f64(),
-        });
-    }
-    Ok(list)
+    let picked: Vec<classification::Judged> = serde_json::from_value(picked.clone())?;
+    let example = |one: &classification::Judged| {
+        let PredictedSample { sample, label, prediction, probability } = one.named(names);
+        Ok(Example {
+            input: Sample::Png(data.picture(sample)?.context("an image has no picture")?),
+            name: crate::reporting::format::short_path(&data.describe(sample)).to_owned(),
+            label: Some(label),
+            prediction,
+            probability: Some(probability),
+        })
+    };
+    picked.iter().map(example).collect()
 }

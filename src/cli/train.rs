@@ -8,17 +8,19 @@ use serde_json::Value;
 use super::args::TrainArgs;
 use super::family::{Family, FamilyRecipe};
 use super::{print, session};
+use crate::data::fingerprint::DataFingerprint;
 use crate::data::{Dataset, Splits};
 use crate::distributed::SingleProcess;
 use crate::error::Interrupted;
 use crate::files;
 use crate::native::system;
 use crate::reporting::{
-    self, Log, MetricsLog, Record, Report, RunData, Split, Summary, Throughput, Verbosity,
+    self, EventWriter, Log, MetricsLog, Record, Report, RunData, Split, Summary, Throughput, Verbosity,
 };
 use crate::tasks::{Evaluation, Task};
 use crate::training::checkpoint::{Environment, Scores, load_weights, read_progress};
 use crate::training::evaluate::{EvaluationSettings, evaluate};
+use crate::training::examples::write_examples;
 use crate::training::run::{RunFolder, find_checkpoint};
 use crate::training::signals::Interrupt;
 use crate::training::trainer::{self, Finished, Training, train};
@@ -44,8 +46,13 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     let mut task = session::build::<F>(&recipe, device, fresh)?;
     trainer::check(&task, &data, &recipe.training)?;
 
+    let fingerprint = DataFingerprint::of(&data)?;
     let folder = match &arguments.resume {
-        Some(path) => RunFolder::open(path)?,
+        Some(path) => {
+            let folder = RunFolder::open(path)?;
+            folder.require_data(&fingerprint)?;
+            folder
+        }
         None => {
             let path = arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name));
             RunFolder::create(&path)?
@@ -70,6 +77,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         reducer: &mut SingleProcess,
         interrupt: &interrupt,
         environment: environment.clone(),
+        fingerprint,
         profile: arguments.profile,
     })?;
     conclude::<F>(
@@ -152,13 +160,17 @@ fn conclude<F: Family>(
     if let Some(test) = &test {
         let mut metrics = MetricsLog::open(&of.folder.file("metrics.jsonl"))?;
         metrics.truncate_to(finished.progress.metrics_lines)?;
-        metrics.append(&Record {
-            split: Split::Test,
-            step: test.step,
-            epoch: test.epoch,
-            values: test.metrics.clone(),
-        })?;
+        let record =
+            Record { split: Split::Test, step: test.step, epoch: test.epoch, values: test.metrics.clone() };
+        metrics.append(&record)?;
         metrics.sync()?;
+        let mut events = EventWriter::conclude(of.folder.path(), finished.progress.step)?;
+        events.record(&record)?;
+        if let Some((data, evaluation)) = &looked_at {
+            let count = of.recipe.training.examples;
+            write_examples(&mut events, Split::Test, test.step, &task, data.as_ref(), evaluation, count)?;
+        }
+        events.sync()?;
     }
     let scores = |scores: &Scores| reporting::Scores {
         step: scores.step,

@@ -1,5 +1,6 @@
 //! Where labelled images come from: memory, files, or archives.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::decode::{ImageForm, RawImage, decode};
+use super::fingerprint::Fingerprint;
 use crate::{bail_input, files};
 
 /// Labelled images by position.
@@ -27,6 +29,9 @@ pub trait ImageSource: Send + Sync {
 
     /// Its file, or its number in the file.
     fn describe(&self, position: usize) -> String;
+
+    /// Adds what tells an image from others without decoding it.
+    fn identify(&self, position: usize, fingerprint: &mut Fingerprint);
 
     /// Where its label comes from.
     fn describe_label(&self, position: usize) -> String {
@@ -88,6 +93,11 @@ impl ImageSource for ImageStore {
         format!("{} image {position}", self.name)
     }
 
+    fn identify(&self, position: usize, fingerprint: &mut Fingerprint) {
+        let size = self.form.bytes();
+        fingerprint.add(&self.pixels[position * size..(position + 1) * size]);
+    }
+
     fn describe_label(&self, position: usize) -> String {
         format!("{} item {position}", self.labels_name)
     }
@@ -146,6 +156,15 @@ impl Location {
             Self::File(path) => path.display().to_string(),
             Self::Range { archive, name, .. } => format!("{}:{name}", archive.path().display()),
         }
+    }
+
+    /// The last part of its name, which stays when data move.
+    pub fn file_name(&self) -> &OsStr {
+        let path = match self {
+            Self::File(path) => path.as_path(),
+            Self::Range { name, .. } => Path::new(name),
+        };
+        path.file_name().unwrap_or_default()
     }
 
     /// All its bytes.
@@ -240,5 +259,9 @@ impl ImageSource for EncodedImages {
 
     fn describe(&self, position: usize) -> String {
         self.images[position].0.describe()
+    }
+
+    fn identify(&self, position: usize, fingerprint: &mut Fingerprint) {
+        fingerprint.add(self.images[position].0.file_name().as_encoded_bytes());
     }
 }

@@ -9,12 +9,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::augment::AugmentConfig;
 use super::decode::{ImageForm, decode};
+use super::fingerprint::Fingerprint;
 use super::image_list::{is_list, read_list};
 use super::image_source::{EncodedImages, ImageSource, ImageStore};
 use super::image_tree::{LabelledImages, Part, is_image_name, member_names, read_archives, read_folder};
 use super::order::hold_out;
 use super::{Batch, Dataset, Draw, Splits, cifar, idx};
 use crate::recipe::nearest_hint;
+use crate::reporting::png_thumbnail;
 use crate::{bad_input, bail_input, files};
 
 /// The `data` section of an image recipe.
@@ -534,6 +536,33 @@ impl Dataset for ImageDataset {
 
     fn describe(&self, sample: usize) -> String {
         self.source.describe(self.samples[sample])
+    }
+
+    /// Labels and names (of images in memory their bytes) of all samples, and the pixels of the first and the last.
+    fn fingerprint(&self) -> Result<Fingerprint> {
+        let mut fingerprint = Fingerprint::new(self.len());
+        for &sample in &self.samples {
+            fingerprint.add(&self.source.label(sample).to_le_bytes());
+            self.source.identify(sample, &mut fingerprint);
+        }
+        let mut pixels = Vec::new();
+        for sample in [0, self.len().saturating_sub(1)].into_iter().filter(|&sample| sample < self.len()) {
+            self.append_image(sample, &mut pixels)?;
+        }
+        fingerprint.add(&pixels);
+        Ok(fingerprint)
+    }
+
+    fn picture(&self, sample: usize) -> Result<Option<Vec<u8>>> {
+        const LARGEST_SIDE: u32 = 96;
+        let ImageForm { channels, size: [height, width] } = self.form;
+        let mut planes = Vec::new();
+        self.append_image(sample, &mut planes)?;
+        // [channel, pixel] to [pixel, channel]
+        let plane = height * width;
+        let pixel = |pixel: usize| (0..channels).map(move |channel| channel * plane + pixel);
+        let interleaved: Vec<u8> = (0..plane).flat_map(pixel).map(|position| planes[position]).collect();
+        png_thumbnail(&interleaved, height as u32, width as u32, channels as u8, LARGEST_SIDE).map(Some)
     }
 }
 

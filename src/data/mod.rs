@@ -6,6 +6,7 @@
 pub mod augment;
 pub mod cifar;
 pub mod decode;
+pub mod fingerprint;
 pub mod idx;
 pub mod image_list;
 pub mod image_source;
@@ -15,6 +16,7 @@ pub mod loader;
 pub mod order;
 
 use anyhow::Result;
+use fingerprint::Fingerprint;
 use tch::Device;
 
 /// The samples of one optimizer micro-step, as tensors.
@@ -53,6 +55,17 @@ pub trait Dataset: Send + Sync + 'static {
     /// What to call a sample in a message: its file, or its number in the file.
     fn describe(&self, sample: usize) -> String {
         format!("sample {sample}")
+    }
+
+    /// What tells these samples from others when a run is resumed: cheap, the same wherever they lie. By itself only how many there are; a data set
+    /// adds what it has at hand, such as labels and names.
+    fn fingerprint(&self) -> Result<Fingerprint> {
+        Ok(Fingerprint::new(self.len()))
+    }
+
+    /// A small PNG of a sample; none where samples are no pictures.
+    fn picture(&self, _sample: usize) -> Result<Option<Vec<u8>>> {
+        Ok(None)
     }
 }
 

@@ -187,6 +187,11 @@ fn parts(name: &str) -> impl Iterator<Item = &str> {
     name.split(['_', '.', '/', '-', ' ']).filter(|part| !part.is_empty())
 }
 
+/// The last folder and the file of a path: long paths break tables and grids.
+pub fn short_path(path: &str) -> &str {
+    path.rmatch_indices('/').nth(1).map_or(path, |(position, _)| &path[position + 1..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +272,14 @@ mod tests {
         assert_eq!(metric_label("lr.head"), "learning rate head");
         assert_eq!(capitalized("éclair"), "Éclair");
         assert_eq!(capitalized(""), "");
+    }
+
+    #[test]
+    fn paths_keep_their_last_two_parts() {
+        assert_eq!(short_path("/data/train/cat/1.png"), "cat/1.png");
+        assert_eq!(short_path("cat/1.png"), "cat/1.png");
+        assert_eq!(short_path("/1.png"), "/1.png");
+        assert_eq!(short_path("image 7"), "image 7");
     }
 
     #[test]

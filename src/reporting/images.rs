@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::imageops::{FilterType, resize};
+use image::imageops::{FilterType, replace, resize};
 use image::{ExtendedColorType, ImageEncoder, Luma, Pixel, Rgb};
 
 /// Encodes pixels `[height, width, channels]` (1 channel: grey, 3: red, green, blue; 0..=255) as PNG, made smaller so that no side
@@ -41,6 +41,19 @@ fn thumbnail<P: Pixel<Subpixel = u8> + 'static>(
     };
     let small = resize(&picture, scaled(width), scaled(height), FilterType::Triangle);
     png(small.as_raw(), small.height(), small.width(), color)
+}
+
+/// Puts a frame around a PNG picture: green where something is `right`, red where it is not.
+pub fn framed(png_bytes: &[u8], right: bool) -> Result<Vec<u8>> {
+    let picture = image::load_from_memory_with_format(png_bytes, image::ImageFormat::Png)
+        .context("a picture to be framed is no PNG")?
+        .to_rgb8();
+    let (width, height) = picture.dimensions();
+    let thickness = (width.max(height) / 16).max(1);
+    let color = if right { Rgb([46, 158, 79]) } else { Rgb([214, 58, 58]) };
+    let mut frame = image::RgbImage::from_pixel(width + 2 * thickness, height + 2 * thickness, color);
+    replace(&mut frame, &picture, thickness.into(), thickness.into());
+    png(frame.as_raw(), frame.height(), frame.width(), ExtendedColorType::Rgb8)
 }
 
 /// Encodes pixels as PNG.
@@ -85,6 +98,20 @@ mod tests {
             small.as_raw().iter().map(|value| f64::from(*value)).sum::<f64>() / small.as_raw().len() as f64;
         assert!((mean - 127.5).abs() < 1.0, "{mean}");
         assert!(small.get_pixel(0, 10).0[0] < 8 && small.get_pixel(63, 10).0[0] > 247);
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_goes_around_a_picture() -> Result<()> {
+        let plain = png(&[9; 32 * 16], 16, 32, ExtendedColorType::L8)?;
+        for (right, color) in [(true, [46, 158, 79]), (false, [214, 58, 58])] {
+            let picture = image::load_from_memory(&framed(&plain, right)?)?.to_rgb8();
+            assert_eq!(picture.dimensions(), (36, 20));
+            for (x, y, pixel) in picture.enumerate_pixels() {
+                let inside = (2..34).contains(&x) && (2..18).contains(&y);
+                assert_eq!(pixel.0, if inside { [9, 9, 9] } else { color });
+            }
+        }
         Ok(())
     }
 

@@ -33,7 +33,7 @@ mod progress;
 mod tensorboard;
 
 pub use html::{Cell, ClassScores, ConfusionMatrix, Example, Figure, Report, RunData, Sample, Table, render};
-pub use images::png_thumbnail;
+pub use images::{framed, png_thumbnail};
 pub(crate) use metrics::nullable_values;
 pub use metrics::{MetricsLog, Record, Scores, Split, Summary, Throughput, Values, read_metrics};
 pub use plots::{Chart, Mark, Scale, Series, TicksAbove, figure, svg_document};

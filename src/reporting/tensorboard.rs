@@ -17,6 +17,8 @@ use super::metrics::Record;
 
 /// What file names begin with; TensorBoard finds event files by it and reads them in the order of their names.
 const PREFIX: &str = "events.out.tfevents.";
+/// What the names of files end with that hold what is written once at the end of a run.
+const END: &str = ".end";
 /// From version 2 on, readers honour the mark of a restart.
 const FILE_VERSION: &str = "brain.Event:2";
 
@@ -231,31 +233,39 @@ pub struct EventWriter {
 impl EventWriter {
     /// Makes the folder, where it is missing, and a new event file in it.
     pub fn create(folder: &Path) -> Result<EventWriter> {
-        EventWriter::open(folder, 0)
+        EventWriter::open(folder, 0, "")
     }
 
     /// Goes on behind step `last_step`: a new file which makes readers drop every event of a later step that earlier files hold.
     pub fn resume(folder: &Path, last_step: u64) -> Result<EventWriter> {
-        EventWriter::open(folder, last_step as i64 + 1)
+        EventWriter::open(folder, last_step as i64 + 1, "")
     }
 
-    fn open(folder: &Path, first_step: i64) -> Result<EventWriter> {
+    /// A file for what is written once at the end of a run of `last_step` steps, about whichever of them. It takes the place of an earlier
+    /// one, and goes when the run is continued, since another end will come.
+    pub fn conclude(folder: &Path, last_step: u64) -> Result<EventWriter> {
+        EventWriter::open(folder, last_step as i64 + 1, END)
+    }
+
+    fn open(folder: &Path, first_step: i64, ending: &str) -> Result<EventWriter> {
         let context = || format!("cannot make an event file in {}", folder.display());
         std::fs::create_dir_all(folder).with_context(context)?;
         let mut latest = 0;
         for entry in std::fs::read_dir(folder).with_context(context)? {
-            let name = entry.with_context(context)?.file_name();
-            let seconds = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX))
-                .and_then(|rest| rest.split('.').next());
+            let entry = entry.with_context(context)?;
+            let name = entry.file_name();
+            let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            if rest.ends_with(END) {
+                std::fs::remove_file(entry.path()).with_context(context)?;
+            }
+            let seconds = rest.split('.').next();
             latest = latest.max(seconds.and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0));
         }
         // Readers go by the names' order, so the name is later than all others even within a second or after the clock was set back.
         let mut seconds = (now() as u64).max(latest + 1);
         let host = host_name();
         let (file, path) = loop {
-            let path = folder.join(format!("{PREFIX}{seconds:010}.{host}.{}", std::process::id()));
+            let path = folder.join(format!("{PREFIX}{seconds:010}.{host}.{}{ending}", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => break (file, path),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => seconds += 1,
@@ -450,6 +460,24 @@ mod tests {
         let name = files[2].file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("events.out.tfevents.9000000000."), "{name}");
         assert_eq!(events(&files[2])?[1].step, 42);
+        Ok(())
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_written_anew_and_goes_when_it_is_continued() -> Result<()> {
+        let scratch = Scratch::new("events-end")?;
+        drop(EventWriter::create(scratch.folder())?);
+        let ends = || -> Result<usize> {
+            Ok(files(scratch.folder())?.iter().filter(|path| path.to_string_lossy().ends_with(END)).count())
+        };
+        for _ in 0..2 {
+            EventWriter::conclude(scratch.folder(), 40)?.scalar("loss/test", 30, 0.5)?;
+            assert_eq!((files(scratch.folder())?.len(), ends()?), (2, 1));
+        }
+        let written = events(&files(scratch.folder())?[1])?;
+        assert_eq!((written[1].step, written[2].step), (41, 30));
+        drop(EventWriter::resume(scratch.folder(), 40)?);
+        assert_eq!((files(scratch.folder())?.len(), ends()?), (2, 0));
         Ok(())
     }
 

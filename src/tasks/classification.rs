@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Kind;
 
-use super::{Evaluation, Evaluator, Outcome};
+use super::{Evaluation, Evaluator, Outcome, PredictedSample};
 use crate::distributed::Reducer;
 
 /// The metrics that [`ClassificationEvaluator`] and the running sums of a classification task yield.
@@ -42,6 +42,32 @@ pub struct ClassScores {
     pub auroc: Option<f64>,
     /// Area under the precision-recall curve as a sum over thresholds; none where the class does not occur.
     pub average_precision: Option<f64>,
+}
+
+/// A sample that an evaluation lists (`examples`, `mistakes` of its details).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Judged {
+    /// Its number in the data set.
+    pub sample: usize,
+    /// Its class.
+    pub label: usize,
+    /// The most probable class.
+    pub predicted: usize,
+    /// The probability of that class.
+    pub probability: f32,
+}
+
+impl Judged {
+    /// In words. Classes without a name are called by their numbers.
+    pub fn named(&self, classes: &[String]) -> PredictedSample {
+        let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+        PredictedSample {
+            sample: self.sample,
+            label: name(self.label),
+            prediction: name(self.predicted),
+            probability: self.probability.into(),
+        }
+    }
 }
 
 /// Collects true classes and the probabilities of all classes.
@@ -146,13 +172,11 @@ impl Evaluator for ClassificationEvaluator {
         let scores = self.class_scores(&counts);
         let metrics = averages(&scores, &counts, self.top_k_accuracy(5));
 
-        let listed = |&position: &usize| {
-            json!({
-                "sample": self.samples[position],
-                "label": self.targets[position],
-                "predicted": predicted[position],
-                "probability": self.row(position)[predicted[position]],
-            })
+        let listed = |&position: &usize| Judged {
+            sample: self.samples[position],
+            label: self.targets[position],
+            predicted: predicted[position],
+            probability: self.row(position)[predicted[position]],
         };
         // The most confident mistakes first: what a person wants to see.
         let mut mistakes: Vec<usize> =
@@ -163,10 +187,16 @@ impl Evaluator for ClassificationEvaluator {
             "classes": scores,
             "confusion": counts,
             "mistakes": mistakes.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
-            "examples": (0..predicted.len().min(LISTED_EXAMPLES)).map(|position| listed(&position)).collect::<Vec<_>>(),
+            "examples": evenly(predicted.len(), LISTED_EXAMPLES).map(|position| listed(&position)).collect::<Vec<_>>(),
         });
         Ok(Evaluation { metrics, details })
     }
+}
+
+/// Up to `most` of `count` positions at even distances: data are often sorted by class.
+pub fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = count.min(most);
+    (0..taken).map(move |number| number * count / taken)
 }
 
 const LISTED_MISTAKES: usize = 20;
@@ -278,6 +308,13 @@ mod tests {
         assert_eq!(evaluation.details["confusion"][4], json!(1));
         assert_eq!(evaluation.details["mistakes"].as_array().map(Vec::len), Some(3));
         Ok(())
+    }
+
+    #[test]
+    fn examples_are_spread_over_all_samples() {
+        assert_eq!(evenly(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
+        assert_eq!(evenly(3, 4).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 4).count(), 0);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use tch::{Kind, Reduction, Tensor};
 
-use super::classification::{ClassificationEvaluator, METRICS};
-use super::{Evaluator, Mode, Outcome, StepOutput, Sum, Task};
+use super::classification::{ClassificationEvaluator, Judged, METRICS};
+use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
 use crate::bail_input;
 use crate::data::images::{ImageBatch, Normalisation};
 use crate::models::image::{ImageModel, WeightedScores};
@@ -180,5 +180,10 @@ impl Task for ImageClassification {
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator>> {
         Some(Box::new(ClassificationEvaluator::new(self.classes.clone())))
+    }
+
+    fn examples(&self, evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
+        let listed: Vec<Judged> = serde_json::from_value(evaluation.details["examples"].clone())?;
+        Ok(listed.iter().map(|one| one.named(&self.classes)).collect())
     }
 }

@@ -70,6 +70,11 @@ pub trait Task {
         None
     }
 
+    /// Some samples, from all over the data set, of an evaluation by this task's [`Evaluator`] with what they were taken for.
+    fn examples(&self, _evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
+        Ok(Vec::new())
+    }
+
     /// What must survive a resume besides parameters, such as the carried state of a language model: named tensors.
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         Ok(Vec::new())
@@ -84,6 +89,19 @@ pub trait Task {
             None => Ok(()),
         }
     }
+}
+
+/// A sample with its prediction, in words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PredictedSample {
+    /// Its number in the data set.
+    pub sample: usize,
+    /// What it is.
+    pub label: String,
+    /// What the model takes it for.
+    pub prediction: String,
+    /// How probable the model finds that.
+    pub probability: f64,
 }
 
 /// Collects (sample, outcome) over an evaluation and makes metrics of all of them together.

@@ -5,7 +5,7 @@
 //! | `model.safetensors` | parameters and buffers under PyTorch's names |
 //! | `ema.safetensors` | their moving average, where the recipe has one |
 //! | `optimizer.safetensors` | optimizer state, generators' states (`rng.*`), loss scale (`scaler.*`), the task's state (`task.*`) |
-//! | `state.json` | step, epoch, position, best so far, running sums, and what machine it was |
+//! | `state.json` | step, epoch, position, best so far, running sums, what machine it was, and a fingerprint of the data |
 //!
 //! Equal states are equal files: names are sorted, and there is no clock in them.
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::SavedSum;
 use super::schedule::PlateauState;
+use crate::data::fingerprint::DataFingerprint;
 use crate::weights::{self, NamedTensors, read_safetensors, write_safetensors};
 use crate::{bad_input, bail_input, files, recipe};
 
@@ -102,6 +103,8 @@ struct State {
     format: u32,
     progress: Progress,
     environment: Environment,
+    #[serde(default)]
+    data: Option<DataFingerprint>,
 }
 
 /// A checkpoint in memory, about to be written or just read.
@@ -110,6 +113,8 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// Where it ran.
     pub environment: Environment,
+    /// What it was trained on, where the program that wrote it said so.
+    pub data: Option<DataFingerprint>,
     /// The model's tensors.
     pub model: NamedTensors,
     /// Their moving average.
@@ -126,8 +131,12 @@ impl Checkpoint {
             write_safetensors(&folder.join(AVERAGE), average)?;
         }
         write_safetensors(&folder.join(OPTIMIZER), &self.optimizer)?;
-        let state =
-            State { format: FORMAT, progress: self.progress.clone(), environment: self.environment.clone() };
+        let state = State {
+            format: FORMAT,
+            progress: self.progress.clone(),
+            environment: self.environment.clone(),
+            data: self.data.clone(),
+        };
         // Through a `Value`, whose keys are sorted.
         let text = serde_json::to_string_pretty(&serde_json::to_value(&state)?)? + "\n";
         let path = folder.join(STATE);
@@ -144,6 +153,7 @@ impl Checkpoint {
         Ok(Self {
             progress: state.progress,
             environment: state.environment,
+            data: state.data,
             model: read_safetensors(&folder.join(MODEL))?,
             average: average.is_file().then(|| read_safetensors(&average)).transpose()?,
             optimizer: read_safetensors(&folder.join(OPTIMIZER))?,
@@ -154,6 +164,11 @@ impl Checkpoint {
 /// How far the run of a checkpoint folder has come.
 pub fn read_progress(folder: &Path) -> Result<Progress> {
     Ok(read_state(folder)?.progress)
+}
+
+/// What the run of a checkpoint folder was trained on.
+pub fn read_data_fingerprint(folder: &Path) -> Result<Option<DataFingerprint>> {
+    Ok(read_state(folder)?.data)
 }
 
 /// The weights of a checkpoint folder that predictions are made with: the moving average where there is one.

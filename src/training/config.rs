@@ -74,6 +74,11 @@ pub struct TrainingConfig {
     pub keep: usize,
     /// Steps between lines of the log.
     pub log_every: u64,
+    /// Steps between histograms of weights and gradients in the event files; none if left out. Gradients are shown as the optimizer takes them:
+    /// with penalties, clipped.
+    pub histograms_every: Option<u64>,
+    /// How many samples the event files show with their predictions at each evaluation, where samples are pictures.
+    pub examples: usize,
     /// Arithmetic of the forward and backward pass.
     pub precision: Precision,
     /// `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -120,6 +125,8 @@ impl Default for TrainingConfig {
             save_every: None,
             keep: 0,
             log_every: 50,
+            histograms_every: None,
+            examples: 8,
             precision: Precision::Fp32,
             device: "auto".to_owned(),
             threads: None,
@@ -171,6 +178,8 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     "training.steps",
     "training.save_every",
     "training.keep",
+    "training.histograms_every",
+    "training.examples",
     "training.early_stop",
     "training.device",
     "training.threads",
@@ -209,6 +218,7 @@ impl TrainingConfig {
             ("log_every", self.log_every),
             ("eval_every", self.eval_every.unwrap_or(1)),
             ("save_every", self.save_every.unwrap_or(1)),
+            ("histograms_every", self.histograms_every.unwrap_or(1)),
             ("threads", self.threads.unwrap_or(1) as u64),
             ("early_stop", self.early_stop.unwrap_or(1)),
         ];

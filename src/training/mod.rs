@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod ema;
 pub mod evaluate;
+pub mod examples;
 pub mod fine_tuning;
 pub mod metrics;
 pub mod optimizer;

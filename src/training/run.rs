@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::checkpoint::{Checkpoint, read_progress};
+use super::checkpoint::{Checkpoint, read_data_fingerprint, read_progress};
+use crate::data::fingerprint::DataFingerprint;
 use crate::files::{self, FolderLock, ReplaceableFolder, share_files};
 use crate::{bail_input, recipe};
 
@@ -80,6 +81,23 @@ impl RunFolder {
             return Ok(None);
         }
         Checkpoint::read(folder.path()).map(Some)
+    }
+
+    /// Refuses to go on with other data than those of the newest checkpoint.
+    pub fn require_data(&self, now: &DataFingerprint) -> Result<()> {
+        let folder = self.checkpoint("last");
+        if !folder.path().is_dir() {
+            return Ok(());
+        }
+        let before = read_data_fingerprint(folder.path())?;
+        match before.and_then(|before| before.difference(now)) {
+            Some(difference) => bail_input!(
+                "{} was trained on other data: {difference}; give the same data with --data, or start a new run with --init-from {}",
+                self.path.display(),
+                self.path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Saves a checkpoint as `best` where it is, as `step-N` where `keep` numbered ones are kept, and as `last`.

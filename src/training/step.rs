@@ -32,6 +32,8 @@ pub struct Stepper {
     pub totals: Totals,
     /// Where the time goes, if anyone asked.
     pub profiler: Profiler,
+    /// Whether gradients stay after the update, for a look at them; [`Stepper::clear_gradients`] then has to follow.
+    pub keep_gradients: bool,
     penalty: (f64, f64),
     clip_norm: Option<f64>,
     clip_value: Option<f64>,
@@ -55,6 +57,7 @@ impl Stepper {
             average: config.ema.map(|decay| MovingAverage::new(decay, task.parameters())).transpose()?,
             totals: Totals::new(device),
             profiler: Profiler::new(false, device),
+            keep_gradients: false,
             penalty: (config.l1, config.l2),
             clip_norm: config.clip_norm,
             clip_value: config.clip_value,
@@ -142,6 +145,11 @@ impl Stepper {
         if let Some(average) = &self.average {
             average.update()?;
         }
+        if self.keep_gradients { Ok(()) } else { self.clear_gradients() }
+    }
+
+    /// Forgets all gradients.
+    pub fn clear_gradients(&self) -> Result<()> {
         gradients::clear(&self.parameters)
     }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
 use super::config::TrainingConfig;
 use super::evaluate::{EvaluationSettings, evaluate};
+use super::examples::write_examples;
 use super::fine_tuning::Unfreezing;
 use super::metrics::{improves, larger_is_better};
 use super::optimizer;
@@ -18,6 +19,7 @@ use super::run::RunFolder;
 use super::schedule::Schedule;
 use super::signals::Interrupt;
 use super::step::Stepper;
+use crate::data::fingerprint::DataFingerprint;
 use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Shuffled};
 use crate::data::{Dataset, Splits};
@@ -25,7 +27,7 @@ use crate::distributed::Reducer;
 use crate::error::Interrupted;
 use crate::native::random;
 use crate::recipe::nearest_hint;
-use crate::reporting::{EventWriter, Log, MetricsLog, Record, Split, Status, Values};
+use crate::reporting::{EventWriter, Histogram, Log, MetricsLog, Record, Split, Status, Values};
 use crate::tasks::Task;
 use crate::weights::{self, NamedTensors};
 use crate::{bad_input, bail_input};
@@ -48,6 +50,8 @@ pub struct Training<'a, T: Task, D: Dataset<Batch = T::Batch>> {
     pub interrupt: &'a Interrupt,
     /// Where this runs.
     pub environment: Environment,
+    /// What the data are.
+    pub fingerprint: DataFingerprint,
     /// Whether to measure where the time goes.
     pub profile: bool,
 }
@@ -74,7 +78,8 @@ where
     T: Task,
     D: Dataset<Batch = T::Batch>,
 {
-    let Training { task, data, config, run, log, reducer, interrupt, environment, profile } = training;
+    let Training { task, data, config, run, log, reducer, interrupt, environment, fingerprint, profile } =
+        training;
     let sampler = Shuffled { len: data.train.len(), batch_size: config.batch_size, seed: config.seed };
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
@@ -137,12 +142,22 @@ where
             swap_average(&stepper)?;
             stepper.profiler.end(Phase::Evaluation, began);
             if let Some(evaluation) = evaluation? {
+                let split = Split::Validation;
+                write_examples(
+                    &mut events,
+                    split,
+                    step,
+                    task,
+                    validation.as_ref(),
+                    &evaluation,
+                    config.examples,
+                )?;
                 let scores = Scores {
                     step: progress.step,
                     epoch: progress.step as f64 / steps_per_epoch as f64,
                     metrics: evaluation.metrics,
                 };
-                record(&mut metrics, &mut events, Split::Validation, &scores)?;
+                record(&mut metrics, &mut events, split, &scores)?;
                 is_best = judge(&mut progress, scores, config, &schedule)?;
                 log.info(describe(&progress, task.metrics(), &config.metric, is_best));
             }
@@ -158,7 +173,7 @@ where
             events.sync()?;
             progress.metrics_lines = metrics.lines();
             progress.window = stepper.totals.save()?;
-            let checkpoint = collect(&progress, &environment, task, &stepper)?;
+            let checkpoint = collect(&progress, &environment, &fingerprint, task, &stepper)?;
             // A run that is interrupted keeps the same numbered checkpoints as one that is not.
             let keep = if save_due { config.keep } else { 0 };
             run.save(&checkpoint, is_best, keep).context("saving a checkpoint")?;
@@ -205,6 +220,9 @@ where
 
         // Forward, backward, update.
         let rate = schedule.rate(progress.step, &progress.plateau);
+        let shows_tensors =
+            config.histograms_every.is_some_and(|every| (progress.step + 1).is_multiple_of(every));
+        stepper.keep_gradients = shows_tensors;
         stepper.step(task, micro_batches, progress.step, rate, reducer)?;
         progress.step += 1;
         bar.advance(1);
@@ -240,6 +258,12 @@ where
             stepper.profiler.end(Phase::Logging, began_logging);
         } else {
             clock.step(began, waited);
+        }
+        if shows_tensors {
+            let began = Instant::now();
+            write_histograms(&mut events, task, progress.step)?;
+            stepper.clear_gradients()?;
+            stepper.profiler.end(Phase::Logging, began);
         }
     }
     drop(bar);
@@ -334,6 +358,23 @@ fn record(metrics: &mut MetricsLog, events: &mut EventWriter, split: Split, scor
     events.record(&record)
 }
 
+/// Writes how the trainable parameters (`weights/NAME`) and their gradients (`gradients/NAME`) are distributed.
+fn write_histograms<T: Task>(events: &mut EventWriter, task: &T, step: u64) -> Result<()> {
+    let histogram = |tensor: &Tensor| -> Result<Histogram> {
+        let values = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?;
+        Ok(Histogram::of(Vec::<f64>::try_from(values)?))
+    };
+    for (name, parameter) in task.parameters().trainable() {
+        events.histogram(&format!("weights/{name}"), step, &histogram(&parameter)?)?;
+        let gradient = parameter.f_grad()?;
+        // A parameter that the loss does not reach has none.
+        if gradient.defined() {
+            events.histogram(&format!("gradients/{name}"), step, &histogram(&gradient)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// Ends the run if a loss or gradient was not finite, naming the first bad step and its samples. Read before each line and each save, so that
 /// nothing that came of it reaches the disk.
 fn refuse_non_finite<D: Dataset>(
@@ -366,6 +407,7 @@ fn refuse_non_finite<D: Dataset>(
 fn collect<T: Task>(
     progress: &Progress,
     environment: &Environment,
+    fingerprint: &DataFingerprint,
     task: &T,
     stepper: &Stepper,
 ) -> Result<Checkpoint> {
@@ -385,6 +427,7 @@ fn collect<T: Task>(
     Ok(Checkpoint {
         progress: progress.clone(),
         environment: environment.clone(),
+        data: Some(fingerprint.clone()),
         model: weights::tensors_of(task.parameters()),
         average: stepper.average.as_ref().map(|average| average.tensors()),
         optimizer,
