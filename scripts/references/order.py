@@ -12,3 +12,7 @@ import torch
 for length, seed in [(10, 0), (10, 7), (10, 8)]:
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     print(f"length {length}, seed {seed}: {order.tolist()}")
+
+# A pass of the run's second epoch over classes of six, three and one samples, drawn so that each class comes equally often.
+weights = [1 / 6] * 6 + [1 / 3] * 3 + [1.0]
+print(list(torch.utils.data.WeightedRandomSampler(weights, 10, True, torch.Generator().manual_seed(8))))

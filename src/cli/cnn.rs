@@ -16,19 +16,22 @@ use crate::bail_input;
 use crate::data::decode::ImageForm;
 use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::{Sampler, Sequential, Shuffled};
+use crate::data::order::{Sampler, Sequential};
 use crate::data::{Dataset, Draw, Splits};
 use crate::models::Parameters;
 use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
 use crate::reporting::format;
+use crate::reporting::{Chart, Mark, Scale, Series};
 use crate::reporting::{ClassScores, ConfusionMatrix, Example, Log, Progress, Report, Sample, Verbosity};
-use crate::tasks::image_classification::{ClassificationLoss, ImageClassification};
+use crate::tasks::calibration::{Bin, expected_error};
+use crate::tasks::image_classification::{ClassificationLoss, ImageClassification, listed};
 use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
-use crate::training::config::{BalancedRule, ClassWeights};
+use crate::training::config::{BalancedRule, ClassWeights, Sampling};
 use crate::training::evaluate::EvaluationSettings;
 use crate::training::signals::Interrupt;
+use crate::training::trainer;
 use crate::weights::{NamedTensors, write_safetensors};
 
 /// Image classification.
@@ -79,6 +82,17 @@ impl Family for Cnn {
 
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
         recipe.model.validate()?;
+        let training = &recipe.training;
+        let unfit = [
+            ("class_weights", training.class_weights.is_some()),
+            ("label_smoothing", training.label_smoothing > 0.0),
+            ("sampling", training.sampling != Sampling::Shuffled),
+        ];
+        if let Some((key, _)) = unfit.iter().find(|(_, given)| *given && recipe.data.multi_label) {
+            bail_input!(
+                "training.{key} is for images with one label each, which data.multi_label says they have not"
+            );
+        }
         recipe.data.validate()
     }
 
@@ -135,7 +149,12 @@ impl Family for Cnn {
             Some(ClassWeights::Given(weights)) => Some(weights.clone()),
             Some(ClassWeights::Rule(_)) | None => None,
         };
-        let loss = ClassificationLoss { label_smoothing: recipe.training.label_smoothing, class_weights };
+        let loss = ClassificationLoss {
+            label_smoothing: recipe.training.label_smoothing,
+            class_weights,
+            focal_gamma: recipe.training.focal_gamma,
+            multi_label: recipe.data.multi_label,
+        };
         let normalisation = recipe.data.normalisation(shape.channels as usize)?;
         // Tensor cores want the channels innermost; libtorch's CPU kernels block the channels themselves.
         let channels_last = recipe.training.channels_last.unwrap_or(device.is_cuda());
@@ -248,8 +267,7 @@ impl Family for Cnn {
                 task.forward(&task.normalise(&batch)?, Mode::Evaluate)
             };
             let top_k = (top_k as i64).min(shape.classes);
-            let (probabilities, classes) =
-                logits.f_softmax(-1, Kind::Float)?.f_topk(top_k, -1, true, true)?;
+            let (probabilities, classes) = task.probabilities(&logits)?.f_topk(top_k, -1, true, true)?;
             let probabilities = Vec::<Vec<f64>>::try_from(probabilities.f_to_kind(Kind::Double)?)?;
             let classes = Vec::<Vec<i64>>::try_from(classes)?;
             for ((path, probabilities), classes) in paths.iter().zip(probabilities).zip(classes) {
@@ -269,7 +287,6 @@ impl Family for Cnn {
     ) -> Result<()> {
         let names = recipe.data.classes.clone().unwrap_or_default();
         let details = &evaluation.details;
-        let counts: Vec<u64> = serde_json::from_value(details["confusion"].clone())?;
         let scores: Vec<classification::ClassScores> = serde_json::from_value(details["classes"].clone())?;
         report.classes = scores
             .into_iter()
@@ -281,9 +298,16 @@ impl Family for Cnn {
                 support: scores.support,
             })
             .collect();
-        report.confusion = Some(ConfusionMatrix { classes: names.clone(), counts });
-        report.examples = examples(&details["examples"], data, &names)?;
-        report.mistakes = examples(&details["mistakes"], data, &names)?;
+        if !recipe.data.multi_label {
+            let counts: Vec<u64> = serde_json::from_value(details["confusion"].clone())?;
+            report.confusion = Some(ConfusionMatrix { classes: names.clone(), counts });
+            report
+                .charts
+                .push(reliability(&serde_json::from_value::<Vec<Bin>>(details["reliability"].clone())?));
+        }
+        let shown = |key: &str| examples(listed(&details[key], &names, recipe.data.multi_label)?, data);
+        report.examples = shown("examples")?;
+        report.mistakes = shown("mistakes")?;
         Ok(())
     }
 }
@@ -351,9 +375,9 @@ pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
     let splits = Cnn::open(&mut recipe, &log)?;
     let normalisation = recipe.data.normalisation(splits.train.form().channels)?;
     let config = &recipe.training;
-    let sampler = Shuffled { len: splits.train.len(), batch_size: config.batch_size, seed: config.seed };
+    let sampler = trainer::sampler(config, splits.train.as_ref())?;
     let loading = LoaderConfig { workers: 1, ahead: 2, seed: config.seed, train: true };
-    let mut loader = Loader::new(splits.train, Arc::new(sampler), loading, Position { epoch: 0, batch: 0 })?;
+    let mut loader = Loader::new(splits.train, sampler, loading, Position { epoch: 0, batch: 0 })?;
     let mut tensors = NamedTensors::new();
     for number in 0..arguments.count {
         let batch = loader.next_batch()?.batch;
@@ -376,18 +400,46 @@ fn balanced(data: &ImageDataset, classes: usize) -> Vec<f64> {
     counts.iter().map(weight).collect()
 }
 
+/// How often predictions of each confidence are right, beside how often they should be.
+fn reliability(bins: &[Bin]) -> Chart {
+    let filled = bins.iter().filter(|bin| bin.count > 0);
+    Chart {
+        title: "Reliability".to_owned(),
+        x_label: "confidence".to_owned(),
+        y_label: "accuracy".to_owned(),
+        series: vec![
+            Series {
+                name: "accuracy of the predictions".to_owned(),
+                points: filled.map(|bin| (bin.confidence, bin.accuracy)).collect(),
+                mark: Mark::LineWithDots,
+            },
+            Series {
+                name: "as confident as right".to_owned(),
+                points: vec![(0.0, 0.0), (1.0, 1.0)],
+                mark: Mark::Reference,
+            },
+        ],
+        y_scale: Scale::Linear,
+        percent: true,
+        x_range: Some((0.0, 1.0)),
+        note: format!(
+            "Below the dashed line the network is too sure of itself. Expected calibration error: {}.",
+            format::percent(expected_error(bins))
+        ),
+        ..Chart::default()
+    }
+}
+
 /// Samples that the evaluation picked out, with their pictures.
-fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec<Example>> {
-    let picked: Vec<classification::Judged> = serde_json::from_value(picked.clone())?;
-    let example = |one: &classification::Judged| {
-        let PredictedSample { sample, label, prediction, probability } = one.named(names);
+fn examples(picked: Vec<PredictedSample>, data: &ImageDataset) -> Result<Vec<Example>> {
+    let example = |PredictedSample { sample, label, prediction, probability }| {
         Ok(Example {
             input: Sample::Png(data.picture(sample)?.context("an image has no picture")?),
-            name: crate::reporting::format::short_path(&data.describe(sample)).to_owned(),
+            name: format::short_path(&data.describe(sample)).to_owned(),
             label: Some(label),
             prediction,
             probability: Some(probability),
         })
     };
-    picked.iter().map(example).collect()
+    picked.into_iter().map(example).collect()
 }

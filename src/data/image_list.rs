@@ -1,7 +1,7 @@
 //! Tables of image files: CSV or TSV with the columns `path` and `label` (and, if there is one, `split`), or JSON lines with these keys.
 //!
 //! Paths are relative to the table's folder. Labels that are whole numbers from 0 are the class numbers; others are numbered in the order
-//! of their names.
+//! of their names. Where images may have several labels, these are joined by `;`, or a list in JSON lines; a cell may be empty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,13 +25,20 @@ struct Row {
 enum Label {
     Number(i64),
     Name(String),
+    List(Vec<Label>),
 }
 
 impl Label {
-    fn name(self) -> String {
+    /// The one label, or, of several, all.
+    fn names(self, multi_label: bool) -> Vec<String> {
+        let clean = |name: &str| name.trim().to_owned();
         match self {
-            Self::Number(number) => number.to_string(),
-            Self::Name(name) => name.trim().to_owned(),
+            Self::Number(number) => vec![number.to_string()],
+            Self::Name(name) if multi_label => {
+                name.split(';').map(clean).filter(|name| !name.is_empty()).collect()
+            }
+            Self::Name(name) => vec![clean(&name)],
+            Self::List(labels) => labels.into_iter().flat_map(|label| label.names(false)).collect(),
         }
     }
 }
@@ -42,8 +49,8 @@ pub fn is_list(path: &Path) -> bool {
     matches!(extension.as_deref(), Some("csv" | "tsv" | "jsonl"))
 }
 
-/// Reads a table.
-pub fn read_list(table: &Path) -> Result<LabelledImages> {
+/// Reads a table, of images that have one label each or any number of them.
+pub fn read_list(table: &Path, multi_label: bool) -> Result<LabelledImages> {
     let name = table.display().to_string();
     let text = files::read_text(table)?;
     let rows = match table
@@ -57,7 +64,7 @@ pub fn read_list(table: &Path) -> Result<LabelledImages> {
     };
     let folder = table.parent().unwrap_or(Path::new("."));
     let mut labels: BTreeSet<String> = BTreeSet::new();
-    let mut parts: BTreeMap<Part, Vec<(String, Location)>> = BTreeMap::new();
+    let mut parts: BTreeMap<Part, Vec<(Vec<String>, Location)>> = BTreeMap::new();
     for (line, row) in rows {
         let part = match row.split.as_deref().map(str::trim).filter(|split| !split.is_empty()) {
             None => Part::Train,
@@ -65,21 +72,60 @@ pub fn read_list(table: &Path) -> Result<LabelledImages> {
                 bad_input!("{name} line {line}: there is no split `{split}` (train, val, test)")
             })?,
         };
-        let label = row.label.name();
-        if label.is_empty() {
+        let names = row.label.names(multi_label);
+        if names.iter().any(String::is_empty) {
             bail_input!("{name} line {line}: the label is empty");
+        }
+        if names.len() != 1 && !multi_label {
+            bail_input!(
+                "{name} line {line} has {} labels: set data.multi_label=true where images have several",
+                names.len()
+            );
         }
         let path = folder.join(row.path);
         if !path.is_file() {
             bail_input!("{name} line {line}: there is no file {}", path.display());
         }
-        labels.insert(label.clone());
-        parts.entry(part).or_default().push((label, Location::File(path)));
+        labels.extend(names.iter().cloned());
+        parts.entry(part).or_default().push((names, Location::File(path)));
     }
     if !parts.contains_key(&Part::Train) {
         bail_input!("{name} lists no training image");
     }
-    number_classes(order(labels), parts)
+    if labels.is_empty() {
+        bail_input!("{name} gives no image a label");
+    }
+    let classes = order(labels);
+    if multi_label {
+        return Ok(number_sets(classes, parts));
+    }
+    let single =
+        |(names, location): (Vec<String>, Location)| (names.into_iter().next().unwrap_or_default(), location);
+    let parts =
+        parts.into_iter().map(|(part, images)| (part, images.into_iter().map(single).collect())).collect();
+    number_classes(classes, parts)
+}
+
+/// Turns the label names of each image into the number of their set.
+fn number_sets(classes: Vec<String>, parts: BTreeMap<Part, Vec<(Vec<String>, Location)>>) -> LabelledImages {
+    let numbers: BTreeMap<&String, i64> = classes.iter().zip(0..).collect();
+    let mut sets: Vec<Vec<i64>> = Vec::new();
+    let mut known: BTreeMap<Vec<i64>, i64> = BTreeMap::new();
+    let mut number = |names: Vec<String>| {
+        let set: BTreeSet<i64> = names.iter().filter_map(|name| numbers.get(name).copied()).collect();
+        let set: Vec<i64> = set.into_iter().collect();
+        *known.entry(set).or_insert_with_key(|set| {
+            sets.push(set.clone());
+            sets.len() as i64 - 1
+        })
+    };
+    let parts = parts
+        .into_iter()
+        .map(|(part, images)| {
+            (part, images.into_iter().map(|(names, location)| (location, number(names))).collect())
+        })
+        .collect();
+    LabelledImages { parts, label_sets: Some(sets), classes }
 }
 
 /// Numbers in their own order where all labels are numbers, with gaps filled; names in theirs.

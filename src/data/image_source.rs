@@ -21,8 +21,13 @@ pub trait ImageSource: Send + Sync {
         self.len() == 0
     }
 
-    /// The class of an image.
+    /// The class of an image, or the number of its set of classes where it may have several.
     fn label(&self, position: usize) -> i64;
+
+    /// The classes of an image that may have several.
+    fn label_set(&self, _position: usize) -> Option<&[i64]> {
+        None
+    }
 
     /// The image as it is stored.
     fn image(&self, position: usize) -> Result<RawImage<'_>>;
@@ -196,12 +201,13 @@ impl Location {
 #[derive(Debug)]
 pub struct EncodedImages {
     images: Vec<(Location, i64)>,
+    label_sets: Option<Arc<Vec<Vec<i64>>>>,
 }
 
 impl EncodedImages {
-    /// Images with their classes.
-    pub fn new(images: Vec<(Location, i64)>) -> Self {
-        Self { images }
+    /// Images with their classes, or, with `label_sets`, with the numbers of their sets of classes.
+    pub fn new(images: Vec<(Location, i64)>, label_sets: Option<Arc<Vec<Vec<i64>>>>) -> Self {
+        Self { images, label_sets }
     }
 
     /// Decodes every image once, on all cores, and leaves out those that cannot be. Returns the messages about them.
@@ -251,6 +257,11 @@ impl ImageSource for EncodedImages {
 
     fn label(&self, position: usize) -> i64 {
         self.images[position].1
+    }
+
+    fn label_set(&self, position: usize) -> Option<&[i64]> {
+        let sets = self.label_sets.as_ref()?;
+        sets.get(self.label(position) as usize).map(Vec::as_slice)
     }
 
     fn image(&self, position: usize) -> Result<RawImage<'_>> {

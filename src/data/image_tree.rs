@@ -23,6 +23,8 @@ pub struct LabelledImages {
     pub classes: Vec<String>,
     /// Images of each part with their class numbers, in the order of their names.
     pub parts: BTreeMap<Part, Vec<(Location, i64)>>,
+    /// Where images may have several classes: the sets that occur, which the numbers of images then stand for.
+    pub label_sets: Option<Vec<Vec<i64>>>,
 }
 
 /// A part of a data set.
@@ -272,5 +274,5 @@ pub fn number_classes(
             Ok((part, images.collect::<Result<_>>()?))
         })
         .collect::<Result<_>>()?;
-    Ok(LabelledImages { parts: numbered, classes })
+    Ok(LabelledImages { parts: numbered, classes, label_sets: None })
 }

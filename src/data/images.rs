@@ -49,6 +49,9 @@ pub struct ImageDataConfig {
     /// Variations of training images.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// Whether an image may have several labels, or none; for tables of files, whose labels are then joined by `;` (in JSON lines: a list).
+    #[serde(default)]
+    pub multi_label: bool,
     /// Leave out image files that cannot be decoded, after looking at all of them once, instead of stopping at the first.
     #[serde(default)]
     pub skip_bad: bool,
@@ -131,6 +134,9 @@ impl ImageDataConfig {
                 "data.path: {MNIST_MINI} is compiled in and has no path; leave out --data or set data.format"
             );
         }
+        if self.multi_label && !matches!(self.format, ImageFormat::Auto | ImageFormat::List) {
+            bail_input!("data.multi_label needs a CSV, TSV or JSONL table of files with their labels");
+        }
         if self.format != ImageFormat::MnistMini && self.path.is_none() {
             bail_input!("data.path is missing: give --data DIR");
         }
@@ -191,6 +197,7 @@ impl ImageDataConfig {
             free_size,
             augment: augment.clone(),
             features: None,
+            labels_per_image: opened.classes.as_ref().filter(|_| self.multi_label).map(Vec::len),
         };
         let whole = |source: &Arc<dyn ImageSource>| dataset(source, (0..source.len()).collect());
 
@@ -248,15 +255,19 @@ impl ImageDataConfig {
             }
             ImageFormat::Folder => self.encoded(read_folder(path)?),
             ImageFormat::Tar => self.encoded(read_archives(&archives(path)?)?),
-            ImageFormat::List => self.encoded(read_list(path)?),
+            ImageFormat::List => self.encoded(read_list(path, self.multi_label)?),
         }
     }
 
     fn encoded(&self, images: LabelledImages) -> Result<Opened> {
-        let LabelledImages { classes, mut parts } = images;
+        let LabelledImages { classes, mut parts, label_sets } = images;
+        if self.multi_label && label_sets.is_none() {
+            bail_input!("data.multi_label needs a CSV, TSV or JSONL table of files with their labels");
+        }
+        let label_sets = label_sets.map(Arc::new);
         let mut warnings = Vec::new();
         let mut source = |part: Part| -> Option<Arc<dyn ImageSource>> {
-            let mut images = EncodedImages::new(parts.remove(&part)?);
+            let mut images = EncodedImages::new(parts.remove(&part)?, label_sets.clone());
             if self.skip_bad {
                 let messages = images.drop_unreadable();
                 if let Some(first) = messages.first() {
@@ -416,6 +427,8 @@ pub struct ImageDataset {
     augment: Arc<AugmentConfig>,
     /// What batches hold in place of pixels.
     features: Option<Arc<Features>>,
+    /// How many labels there are to choose several from; none where an image has one class.
+    labels_per_image: Option<usize>,
 }
 
 /// What a frozen backbone makes of each sample of a data set.
@@ -459,6 +472,9 @@ impl ImageDataset {
 
     /// Refuses labels that the model has no output for.
     pub fn check_labels(&self, classes: i64) -> Result<()> {
+        if self.labels_per_image.is_some() {
+            return Ok(());
+        }
         match (0..self.samples.len()).find(|&sample| !(0..classes).contains(&self.label(sample))) {
             Some(sample) => bail_input!(
                 "{} has label {}, outside 0..{} for {classes} classes",
@@ -472,6 +488,20 @@ impl ImageDataset {
 
     fn label(&self, sample: usize) -> i64 {
         self.source.label(self.samples[sample])
+    }
+
+    fn label_tensor(&self, samples: &[usize]) -> Result<Tensor> {
+        let Some(width) = self.labels_per_image else {
+            let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
+            return Ok(Tensor::f_from_slice(&labels)?);
+        };
+        let mut labels = vec![0f32; samples.len() * width];
+        for (row, &sample) in samples.iter().enumerate() {
+            for &class in self.source.label_set(self.samples[sample]).unwrap_or_default() {
+                labels[row * width + class as usize] = 1.0;
+            }
+        }
+        Ok(Tensor::f_from_slice(&labels)?.f_view([samples.len() as i64, width as i64])?)
     }
 }
 
@@ -494,7 +524,7 @@ impl Features {
 pub struct ImageBatch {
     /// Pixels, `[batch, channels, height, width]` bytes, or, as floats, the features that a frozen backbone makes of them, `[batch, …]`.
     pub images: Tensor,
-    /// `[batch]`, int64.
+    /// Class numbers, `[batch]` int64; where images may have several labels, 1 for each that one has, `[batch, labels]` float32.
     pub labels: Tensor,
 }
 
@@ -511,9 +541,12 @@ impl Dataset for ImageDataset {
         self.samples.len()
     }
 
+    fn classes(&self) -> Option<Vec<i64>> {
+        self.labels_per_image.is_none().then(|| self.labels().collect())
+    }
+
     fn batch(&self, samples: &[usize], draw: Draw) -> Result<ImageBatch> {
-        let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
-        let labels = Tensor::f_from_slice(&labels)?;
+        let labels = self.label_tensor(samples)?;
         if let Some(features) = &self.features {
             return Ok(ImageBatch { images: features.batch(samples)?, labels });
         }
@@ -542,7 +575,9 @@ impl Dataset for ImageDataset {
     fn fingerprint(&self) -> Result<Fingerprint> {
         let mut fingerprint = Fingerprint::new(self.len());
         for &sample in &self.samples {
-            fingerprint.add(&self.source.label(sample).to_le_bytes());
+            for class in self.source.label_set(sample).unwrap_or(&[self.source.label(sample)]) {
+                fingerprint.add(&class.to_le_bytes());
+            }
             self.source.identify(sample, &mut fingerprint);
         }
         let mut pixels = Vec::new();

@@ -52,6 +52,11 @@ pub trait Dataset: Send + Sync + 'static {
     /// Makes one batch on the CPU; called from several threads.
     fn batch(&self, samples: &[usize], draw: Draw) -> Result<Self::Batch>;
 
+    /// The class of each sample, where each has one: what sampling is balanced by.
+    fn classes(&self) -> Option<Vec<i64>> {
+        None
+    }
+
     /// What to call a sample in a message: its file, or its number in the file.
     fn describe(&self, sample: usize) -> String {
         format!("sample {sample}")

@@ -1,6 +1,9 @@
 //! The order of samples: a function of (seed, epoch) alone, the same on any number of threads.
 
+use std::collections::HashMap;
+
 use anyhow::Result;
+use tch::Tensor;
 
 use crate::native;
 
@@ -60,6 +63,40 @@ impl Sampler for Shuffled {
     fn plan(&self, epoch: u64) -> Result<EpochPlan> {
         Ok(EpochPlan::even(permutation(self.len, self.seed.wrapping_add(epoch))?, self.batch_size))
     }
+}
+
+/// As many samples per pass as there are, drawn with replacement in proportion to their weights: PyTorch's
+/// `WeightedRandomSampler(weights, len(weights))` under a generator seeded with seed + epoch.
+#[derive(Clone, Debug)]
+pub struct Weighted {
+    /// Weight of each sample.
+    pub weights: Vec<f64>,
+    /// Samples in a batch.
+    pub batch_size: usize,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Sampler for Weighted {
+    fn batches_per_epoch(&self) -> usize {
+        self.weights.len().div_ceil(self.batch_size)
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        let weights = Tensor::f_from_slice(&self.weights)?;
+        let drawn = native::random::draw(&weights, self.weights.len() as i64, self.seed.wrapping_add(epoch))?;
+        let samples = Vec::<i64>::try_from(drawn)?.into_iter().map(|sample| sample as usize).collect();
+        Ok(EpochPlan::even(samples, self.batch_size))
+    }
+}
+
+/// The weight of each sample with which every class is drawn equally often: 1 / samples of its class.
+pub fn balanced_weights(classes: &[i64]) -> Vec<f64> {
+    let mut counts: HashMap<i64, u64> = HashMap::new();
+    for &class in classes {
+        *counts.entry(class).or_default() += 1;
+    }
+    classes.iter().map(|class| 1.0 / counts[class] as f64).collect()
 }
 
 /// Every sample once, in its own order: for evaluation.
@@ -124,6 +161,20 @@ mod tests {
     fn the_order_is_pytorchs() -> Result<()> {
         // scripts/references/order.py: torch.randperm(10, generator=torch.Generator().manual_seed(7))
         assert_eq!(permutation(10, 7)?, [5, 0, 3, 4, 1, 7, 9, 6, 8, 2]);
+        Ok(())
+    }
+
+    #[test]
+    fn weighted_draws_are_pytorchs() -> Result<()> {
+        let classes = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2];
+        let weights = balanced_weights(&classes);
+        assert_eq!(weights[5], 1.0 / 6.0);
+        assert_eq!(weights[9], 1.0);
+        let sampler = Weighted { weights, batch_size: 4, seed: 7 };
+        // scripts/references/order.py: WeightedRandomSampler(weights, 10, True, torch.Generator().manual_seed(8))
+        let plan = sampler.plan(1)?;
+        assert_eq!(plan.samples, [9, 8, 1, 3, 8, 6, 8, 0, 6, 9]);
+        assert_eq!(plan.batches(), sampler.batches_per_epoch());
         Ok(())
     }
 

@@ -164,6 +164,7 @@ unsafe extern "C" {
     pub fn suite_rng_state(device: i8, index: i8, result: *mut *mut C_tensor) -> Outcome;
     pub fn suite_set_rng_state(device: i8, index: i8, state: Tensor) -> Outcome;
     pub fn suite_permutation(count: i64, seed: u64, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_draw(weights: Tensor, count: i64, seed: u64, result: *mut *mut C_tensor) -> Outcome;
 
     // layout.cpp
     pub fn suite_channels_last(tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;

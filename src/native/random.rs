@@ -1,4 +1,4 @@
-//! libtorch's random number generators: seeds, states that can be saved, and PyTorch's permutations.
+//! libtorch's random number generators: seeds, states that can be saved, PyTorch's permutations and its draws.
 
 use super::{check, device_code, ffi, new_tensor};
 use anyhow::Result;
@@ -29,6 +29,13 @@ pub fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
 pub fn permutation(count: i64, seed: u64) -> Result<Tensor> {
     // SAFETY: plain values and a place to write to.
     new_tensor(|result| unsafe { ffi::suite_permutation(count, seed, result) })
+}
+
+/// `count` draws with replacement of the positions of `weights` (float64, on the CPU) in proportion to them, int64: the numbers of
+/// `torch.multinomial(weights, count, True, generator=torch.Generator().manual_seed(seed))`.
+pub fn draw(weights: &Tensor, count: i64, seed: u64) -> Result<Tensor> {
+    // SAFETY: the tensor is alive, the rest are plain values and a place to write to.
+    new_tensor(|result| unsafe { ffi::suite_draw(weights.as_ptr(), count, seed, result) })
 }
 
 #[cfg(test)]

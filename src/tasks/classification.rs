@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Kind;
 
+use super::calibration;
 use super::{Evaluation, Evaluator, Outcome, PredictedSample};
 use crate::distributed::Reducer;
 
@@ -23,6 +24,7 @@ pub const METRICS: &[&str] = &[
     "weighted_f1",
     "auroc",
     "average_precision",
+    "ece",
 ];
 
 /// Precision, recall and F1 of one class; 0 where the denominator is 0 (`zero_division=0`).
@@ -94,7 +96,6 @@ impl ClassificationEvaluator {
     /// The scores of each class against the rest.
     fn class_scores(&self, counts: &[u64]) -> Vec<ClassScores> {
         let size = self.classes.len();
-        let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let scores = |(class, name): (usize, &String)| {
             let right = counts[class * size + class];
             let support: u64 = counts[class * size..(class + 1) * size].iter().sum();
@@ -170,7 +171,12 @@ impl Evaluator for ClassificationEvaluator {
             counts[target * size + predicted] += 1;
         }
         let scores = self.class_scores(&counts);
-        let metrics = averages(&scores, &counts, self.top_k_accuracy(5));
+        let mut metrics = averages(&scores, &counts, self.top_k_accuracy(5));
+        let confidence = |position: usize| self.row(position)[predicted[position]];
+        let bins = calibration::bins((0..predicted.len()).map(|position| {
+            (f64::from(confidence(position)), predicted[position] == self.targets[position])
+        }));
+        metrics.insert("ece".to_owned(), calibration::expected_error(&bins));
 
         let listed = |&position: &usize| Judged {
             sample: self.samples[position],
@@ -181,11 +187,11 @@ impl Evaluator for ClassificationEvaluator {
         // The most confident mistakes first: what a person wants to see.
         let mut mistakes: Vec<usize> =
             (0..predicted.len()).filter(|&position| predicted[position] != self.targets[position]).collect();
-        let confidence = |position: usize| self.row(position)[predicted[position]];
         mistakes.sort_by(|&a, &b| confidence(b).total_cmp(&confidence(a)).then(a.cmp(&b)));
         let details = json!({
             "classes": scores,
             "confusion": counts,
+            "reliability": bins,
             "mistakes": mistakes.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
             "examples": evenly(predicted.len(), LISTED_EXAMPLES).map(|position| listed(&position)).collect::<Vec<_>>(),
         });
@@ -201,6 +207,11 @@ pub fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
 
 const LISTED_MISTAKES: usize = 20;
 const LISTED_EXAMPLES: usize = 40;
+
+/// A share; 0 of nothing.
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
 
 /// The first of the largest values, as `argmax` takes it.
 fn first_largest(row: &[f32]) -> usize {
@@ -254,7 +265,7 @@ fn tied_groups(ranked: &[(f32, bool)]) -> impl Iterator<Item = (f64, f64)> {
 }
 
 /// `roc_auc_score` from scores in descending order: the share of (positive, negative) pairs in the right order, ties counting half.
-fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
+pub(super) fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
     let (mut positives, mut negatives, mut pairs) = (0.0, 0.0, 0.0);
     for (group_positives, group_negatives) in tied_groups(ranked) {
         pairs += group_negatives * (positives + group_positives / 2.0);
@@ -265,7 +276,7 @@ fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
 }
 
 /// `average_precision_score` from scores in descending order: Σ (recall − previous recall) · precision over thresholds.
-fn average_precision(ranked: &[(f32, bool)]) -> Option<f64> {
+pub(super) fn average_precision(ranked: &[(f32, bool)]) -> Option<f64> {
     let all = ranked.iter().filter(|(_, positive)| *positive).count() as f64;
     let (mut positives, mut taken, mut sum) = (0.0, 0.0, 0.0);
     for (group_positives, group_negatives) in tied_groups(ranked) {

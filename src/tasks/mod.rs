@@ -1,9 +1,12 @@
 //! What a batch means: its loss, its metrics, and what a prediction is.
 
+pub mod calibration;
 pub mod classification;
 pub mod image_classification;
+pub mod multi_label;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -92,7 +95,7 @@ pub trait Task {
 }
 
 /// A sample with its prediction, in words.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictedSample {
     /// Its number in the data set.
     pub sample: usize,

@@ -50,6 +50,10 @@ pub struct TrainingConfig {
     pub l2: f64,
     /// Share of the target's probability spread evenly over all classes.
     pub label_smoothing: f64,
+    /// Exponent of the focal loss's factor (1 − p)^γ on what is already right with probability p; 0 for plain cross-entropy.
+    pub focal_gamma: f64,
+    /// Which samples an epoch has.
+    pub sampling: Sampling,
     /// Weight of each class in the loss.
     pub class_weights: Option<ClassWeights>,
     /// Decay of an exponential moving average of the weights, which evaluation then uses.
@@ -113,6 +117,8 @@ impl Default for TrainingConfig {
             l1: 0.0,
             l2: 0.0,
             label_smoothing: 0.0,
+            focal_gamma: 0.0,
+            sampling: Sampling::Shuffled,
             class_weights: None,
             ema: None,
             init_from: None,
@@ -152,6 +158,17 @@ pub struct GroupConfig {
 
 fn one() -> f64 {
     1.0
+}
+
+/// Which samples an epoch has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampling {
+    /// Each once.
+    #[default]
+    Shuffled,
+    /// As many as there are, drawn with replacement so that each class comes equally often.
+    Balanced,
 }
 
 /// Weights of the classes in the loss.
@@ -233,6 +250,7 @@ impl TrainingConfig {
             ("l1", self.l1),
             ("l2", self.l2),
             ("early_stop_min_delta", self.early_stop_min_delta),
+            ("focal_gamma", self.focal_gamma),
         ];
         for (key, value) in not_negative {
             if value.is_nan() || value < 0.0 {
@@ -254,6 +272,11 @@ impl TrainingConfig {
             bail_input!(
                 "training.label_smoothing is {}: it must be at least 0 and below 1",
                 self.label_smoothing
+            );
+        }
+        if self.focal_gamma > 0.0 && self.label_smoothing > 0.0 {
+            bail_input!(
+                "training has both focal_gamma and label_smoothing: the focal loss is defined for one right class; leave one out"
             );
         }
         if self.ema.is_some_and(|decay| !(0.0..1.0).contains(&decay)) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{Checkpoint, Environment, Progress, Scores};
-use super::config::TrainingConfig;
+use super::config::{Sampling, TrainingConfig};
 use super::evaluate::{EvaluationSettings, evaluate};
 use super::examples::write_examples;
 use super::fine_tuning::Unfreezing;
@@ -21,7 +21,7 @@ use super::signals::Interrupt;
 use super::step::Stepper;
 use crate::data::fingerprint::DataFingerprint;
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::{Sampler, Shuffled};
+use crate::data::order::{Sampler, Shuffled, Weighted, balanced_weights};
 use crate::data::{Dataset, Splits};
 use crate::distributed::Reducer;
 use crate::error::Interrupted;
@@ -80,7 +80,7 @@ where
 {
     let Training { task, data, config, run, log, reducer, interrupt, environment, fingerprint, profile } =
         training;
-    let sampler = Shuffled { len: data.train.len(), batch_size: config.batch_size, seed: config.seed };
+    let sampler = sampler(config, data.train.as_ref())?;
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
     let schedule = Schedule::new(config, total, steps_per_epoch);
@@ -113,7 +113,7 @@ where
     let loader_config =
         LoaderConfig { workers: config.workers.unwrap_or(1), ahead: 4, seed: config.seed, train: true };
     let start = Position { epoch: progress.epoch, batch: progress.batch };
-    let mut loader = Loader::new(data.train.clone(), Arc::new(sampler), loader_config, start)?;
+    let mut loader = Loader::new(data.train.clone(), sampler.clone(), loader_config, start)?;
     let bar = log.progress("training", progress.step, Some(total));
 
     loop {
@@ -131,7 +131,7 @@ where
             && progress.evaluated_at != Some(step)
             && (due(config.eval_every) || done)
         {
-            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
             let settings = EvaluationSettings::of(config);
             let title = format!("validation after step {}", progress.step);
             let evaluation_bar =
@@ -167,7 +167,7 @@ where
         let interrupted = interrupt.asked();
         let save_due = done || is_best || due(config.save_every);
         if progress.step > 0 && (save_due || interrupted) {
-            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
             let began = Instant::now();
             metrics.sync()?;
             events.sync()?;
@@ -231,7 +231,7 @@ where
         let logged = progress.step.is_multiple_of(config.log_every) || progress.step == total;
         if logged {
             let began_logging = Instant::now();
-            refuse_non_finite(&stepper, &progress, &sampler, config, data.train.as_ref())?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
             let mut values: Values = stepper.totals.means()?;
             values.insert("lr".to_owned(), rate);
             values.insert("grad_norm".to_owned(), stepper.gradient_norm()?);
@@ -280,6 +280,21 @@ where
         log.result(format!("where the time went (trace: {}):\n{table}", trace.display()));
     }
     Ok(Finished { samples_per_second: clock.average(), wall_seconds: clock.wall(), progress })
+}
+
+/// The samples of each epoch and their order.
+///
+/// # Errors
+/// Balanced sampling is asked of data that have no classes.
+pub fn sampler<D: Dataset>(config: &TrainingConfig, data: &D) -> Result<Arc<dyn Sampler>> {
+    let (batch_size, seed) = (config.batch_size, config.seed);
+    match config.sampling {
+        Sampling::Shuffled => Ok(Arc::new(Shuffled { len: data.len(), batch_size, seed })),
+        Sampling::Balanced => match data.classes() {
+            Some(classes) => Ok(Arc::new(Weighted { weights: balanced_weights(&classes), batch_size, seed })),
+            None => bail_input!("training.sampling is balanced but the samples are not of one class each"),
+        },
+    }
 }
 
 /// Refuses what only model and data together can tell is wrong, before there is a run folder.
@@ -380,7 +395,7 @@ fn write_histograms<T: Task>(events: &mut EventWriter, task: &T, step: u64) -> R
 fn refuse_non_finite<D: Dataset>(
     stepper: &Stepper,
     progress: &Progress,
-    sampler: &Shuffled,
+    sampler: &dyn Sampler,
     config: &TrainingConfig,
     data: &D,
 ) -> Result<()> {

@@ -1,9 +1,10 @@
-// Random number generators: states, seeds and permutations.
+// Random number generators: states, seeds, permutations and draws.
 
 #include "shim.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/ops/multinomial.h>
 #include <ATen/ops/randperm.h>
 
 #include <mutex>
@@ -41,6 +42,12 @@ char* suite_set_rng_state(int8_t device, int8_t index, const at::Tensor* state) 
 char* suite_permutation(int64_t count, uint64_t seed, at::Tensor** result) {
   return suite::guarded([&] {
     suite::give(result, at::randperm(count, at::detail::createCPUGenerator(seed), at::TensorOptions(at::kLong)));
+  });
+}
+
+char* suite_draw(const at::Tensor* weights, int64_t count, uint64_t seed, at::Tensor** result) {
+  return suite::guarded([&] {
+    suite::give(result, at::multinomial(*weights, count, /*replacement=*/true, at::detail::createCPUGenerator(seed)));
   });
 }
 
