@@ -276,9 +276,10 @@ fn the_batches_of_a_cifar_file_hold_its_records() {
     for file in [Some(made), real].into_iter().flatten() {
         let content = std::fs::read(&file).unwrap();
         let out = pictures.folder.join("batches.safetensors");
-        let arguments =
-            ["batches", "--quiet", "--recipe", "keras-cnn-cifar10", "--count", "2", "--batch-size", "16"];
-        done(arguments.into_iter().chain(["--data", &path(&file), "--file", &path(&out)]));
+        let arguments = ["batches", "--quiet", "--recipe", "keras-cnn-cifar10", "--count", "2"];
+        let whole =
+            ["--batch-size", "16", "--val-fraction", "0", "--data", &path(&file), "--file", &path(&out)];
+        done(arguments.into_iter().chain(whole));
         let batches = tch_suite::weights::read_safetensors(&out).unwrap();
         for number in 0..2 {
             let labels: Vec<i64> = Vec::try_from(&batches[&format!("labels.{number}")]).unwrap();

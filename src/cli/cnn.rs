@@ -21,7 +21,7 @@ use crate::models::Parameters;
 use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
-use crate::reporting::{ClassScores, ConfusionMatrix, Example, Log, Report, Sample, Verbosity};
+use crate::reporting::{ClassScores, ConfusionMatrix, Example, Log, Report, Sample, Verbosity, format};
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification};
 use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights};
@@ -283,7 +283,7 @@ fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec
         let PredictedSample { sample, label, prediction, probability } = one.named(names);
         Ok(Example {
             input: Sample::Png(data.picture(sample)?.context("an image has no picture")?),
-            name: crate::reporting::format::short_path(&data.describe(sample)).to_owned(),
+            name: format::short_path(&data.describe(sample)).to_owned(),
             label: Some(label),
             prediction,
             probability: Some(probability),

@@ -34,7 +34,8 @@ where
         // What would end a cell or begin markup is shown as it is.
         let cell = |text: &str| format!("`{}`", text.replace(['`', '|', '\n'], " "));
         rows += &format!(
-            "| {number} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} |\n",
+            number + 1,
             cell(format::short_path(&data.describe(shown.sample))),
             cell(&shown.label),
             cell(&shown.prediction),
