@@ -286,7 +286,7 @@ fn examples(picked: &Value, data: &ImageDataset, names: &[String]) -> Result<Vec
             name: format::short_path(&data.describe(sample)).to_owned(),
             label: Some(label),
             prediction,
-            probability: Some(probability),
+            probability,
         })
     };
     picked.iter().map(example).collect()

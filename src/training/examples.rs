@@ -39,7 +39,7 @@ where
             cell(format::short_path(&data.describe(shown.sample))),
             cell(&shown.label),
             cell(&shown.prediction),
-            format::percent(shown.probability)
+            shown.probability.map(format::percent).unwrap_or_default()
         );
     }
     if pictures.is_empty() {
