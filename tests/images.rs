@@ -11,6 +11,11 @@ use crate::support::runs::{read_json, resume, try_train};
 use crate::support::small_data::{CLASSES, Noise};
 use crate::support::{Scratch, data, fixture};
 
+/// A file's name and content.
+type NamedFile = (String, Vec<u8>);
+/// An image's class and planes.
+type Image = (usize, Vec<u8>);
+
 /// Names of the classes, in order.
 const NAMES: [&str; CLASSES] = ["ant", "bee", "cat", "dog"];
 /// Height and width of the made images: CIFAR's, so that they can be written in its form too.
@@ -64,7 +69,7 @@ fn gzipped(content: &[u8]) -> Vec<u8> {
 struct Pictures {
     folder: Scratch,
     /// Class and planes, class by class.
-    images: Vec<(usize, Vec<u8>)>,
+    images: Vec<Image>,
 }
 
 impl Pictures {
@@ -78,15 +83,15 @@ impl Pictures {
     }
 
     /// `CLASS/FILE` with the content of each image, in order.
-    fn files(&self) -> Vec<(String, Vec<u8>)> {
-        let named = |(number, (class, planes)): (usize, &(usize, Vec<u8>))| {
+    fn files(&self) -> Vec<NamedFile> {
+        let named = |(number, (class, planes)): (usize, &Image)| {
             (format!("{}/{number:03}.png", NAMES[*class]), png(planes))
         };
         self.images.iter().enumerate().map(named).collect()
     }
 
     /// The images as `train`, `val` and `test`: of each class five, two and one.
-    fn in_parts(&self) -> Vec<(String, Vec<u8>)> {
+    fn in_parts(&self) -> Vec<NamedFile> {
         let files = self.files().into_iter().enumerate();
         let mut files: Vec<_> = files
             .map(|(number, (name, content))| {
@@ -103,7 +108,7 @@ impl Pictures {
     }
 
     /// CIFAR's records of some images.
-    fn records(&self, images: &[(usize, Vec<u8>)]) -> Vec<u8> {
+    fn records(&self, images: &[Image]) -> Vec<u8> {
         images.iter().flat_map(|(class, planes)| [&[*class as u8], planes.as_slice()].concat()).collect()
     }
 
@@ -113,7 +118,7 @@ impl Pictures {
         path
     }
 
-    fn write_all(&self, name: &str, files: &[(String, Vec<u8>)]) -> PathBuf {
+    fn write_all(&self, name: &str, files: &[NamedFile]) -> PathBuf {
         for (file, content) in files {
             self.write(&format!("{name}/{file}"), content);
         }
@@ -191,7 +196,7 @@ fn every_form_of_one_set_trains_the_same() {
 
     // Lists, with paths relative to the list, labels as names and as numbers.
     let rows = |separator: char, label: &dyn Fn(usize) -> String| -> String {
-        let row = |((name, _), (class, _)): (&(String, Vec<u8>), &(usize, Vec<u8>))| {
+        let row = |((name, _), (class, _)): (&NamedFile, &Image)| {
             format!("tree/{name}{separator}{}\n", label(*class))
         };
         let rows: String = files.iter().zip(&pictures.images).map(row).collect();
@@ -243,7 +248,7 @@ fn parts_are_found_in_every_form() {
     }
     let archive = pictures.write("parts.tar", &tar_of(&files));
     assert!(pictures.train(&archive, "archive") == expected);
-    let row = |(name, _): &(String, Vec<u8>)| {
+    let row = |(name, _): &NamedFile| {
         let words: Vec<&str> = name.split('/').collect();
         format!("{},parts/{name},{}\n", words[0], words[1])
     };
@@ -276,9 +281,10 @@ fn the_batches_of_a_cifar_file_hold_its_records() {
     for file in [Some(made), real].into_iter().flatten() {
         let content = std::fs::read(&file).unwrap();
         let out = pictures.folder.join("batches.safetensors");
-        let arguments =
-            ["batches", "--quiet", "--recipe", "keras-cnn-cifar10", "--count", "2", "--batch-size", "16"];
-        done(arguments.into_iter().chain(["--data", &path(&file), "--file", &path(&out)]));
+        let arguments = ["batches", "--quiet", "--recipe", "keras-cnn-cifar10", "--count", "2"];
+        let whole =
+            ["--batch-size", "16", "--val-fraction", "0", "--data", &path(&file), "--file", &path(&out)];
+        done(arguments.into_iter().chain(whole));
         let batches = tch_suite::weights::read_safetensors(&out).unwrap();
         for number in 0..2 {
             let labels: Vec<i64> = Vec::try_from(&batches[&format!("labels.{number}")]).unwrap();

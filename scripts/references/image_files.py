@@ -21,7 +21,9 @@ from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "images"
 HEIGHT, WIDTH = 8, 12
-LOSSY = 4
+LOSSY = 2
+# At the right edge, where the last block of a picture of 12 pixels ends, decoders interpolate chroma of half the resolution differently.
+HALF_CHROMA = 6
 
 
 def picture():
@@ -67,9 +69,9 @@ def main():
     wide_grey = wide[..., 0]
     # name: (content, allowed difference, pixels if not Pillow's)
     files = {
-        "color.jpg": (encoded(color, "JPEG", quality=90), LOSSY, None),
+        "color.jpg": (encoded(color, "JPEG", quality=90), HALF_CHROMA, None),
         "full-chroma.jpg": (encoded(color, "JPEG", quality=95, subsampling=0), LOSSY, None),
-        "progressive.jpg": (encoded(color, "JPEG", quality=90, progressive=True), LOSSY, None),
+        "progressive.jpg": (encoded(color, "JPEG", quality=90, progressive=True), HALF_CHROMA, None),
         "grey.jpg": (encoded(grey, "JPEG", quality=90), LOSSY, None),
         "cmyk.jpg": (encoded(color.convert("CMYK"), "JPEG", quality=95), LOSSY, None),
         "color.png": (encoded(color, "PNG"), 0, None),

@@ -22,9 +22,10 @@ use crate::models::Parameters;
 use crate::models::image::{self, ImageModelConfig, REGISTRY};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
-use crate::reporting::format;
-use crate::reporting::{Chart, Mark, Scale, Series};
-use crate::reporting::{ClassScores, ConfusionMatrix, Example, Log, Progress, Report, Sample, Verbosity};
+use crate::reporting::{
+    Chart, ClassScores, ConfusionMatrix, Example, Log, Mark, Progress, Report, Sample, Scale, Series,
+    Verbosity, format,
+};
 use crate::tasks::calibration::{Bin, expected_error};
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification, listed};
 use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
@@ -438,7 +439,7 @@ fn examples(picked: Vec<PredictedSample>, data: &ImageDataset) -> Result<Vec<Exa
             name: format::short_path(&data.describe(sample)).to_owned(),
             label: Some(label),
             prediction,
-            probability: Some(probability),
+            probability,
         })
     };
     picked.into_iter().map(example).collect()

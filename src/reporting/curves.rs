@@ -12,6 +12,8 @@ const SPEED: [&str; 3] = ["samples_per_second", "tokens_per_second", "data_wait"
 const CLOCK: &str = "seconds";
 /// Training metrics that tell about the optimizer.
 const OPTIMIZER: [&str; 2] = ["lr", "grad_norm"];
+/// How many metrics are drawn at once; the others are a click away.
+const OPEN_METRICS: usize = 4;
 /// Epoch numbers above a chart.
 const EPOCH_TICKS: f64 = 8.0;
 
@@ -20,6 +22,8 @@ const EPOCH_TICKS: f64 = 8.0;
 pub(super) struct Curves {
     /// Loss and metrics, learning rate and gradient norm.
     pub learning: Vec<Chart>,
+    /// The metrics beyond [`OPEN_METRICS`].
+    pub further: Vec<Chart>,
     /// Throughput and waiting.
     pub speed: Vec<Chart>,
 }
@@ -42,15 +46,18 @@ pub(super) fn curves(runs: &[(&str, &[Record])], primary: &str) -> Curves {
     // The loss, the primary metric, then what is known to be better or worse, by name.
     metrics.sort_by_key(|name| (*name != "loss", *name != primary, better(name).is_none(), *name));
 
-    let mut learning: Vec<Chart> = metrics.iter().flat_map(|name| metric_charts(runs, name, &axis)).collect();
+    let drawn = |names: &[&str]| -> Vec<Chart> {
+        names.iter().flat_map(|name| metric_charts(runs, name, &axis)).collect()
+    };
+    let (open, folded) = metrics.split_at(metrics.len().min(OPEN_METRICS));
+    let (mut learning, further) = (drawn(open), drawn(folded));
     learning.extend(rate_charts(
         runs,
         &names.iter().copied().filter(|name| rate(name)).collect::<Vec<_>>(),
         &axis,
     ));
     learning.extend(metric_charts(runs, "grad_norm", &axis));
-    let speed = SPEED.iter().flat_map(|name| metric_charts(runs, name, &axis)).collect();
-    Curves { learning, speed }
+    Curves { learning, further, speed: drawn(&SPEED) }
 }
 
 /// One metric: of a single run all splits in one chart, of several runs a chart for each split.

@@ -229,7 +229,7 @@ pub fn render(report: &Report) -> Result<String> {
     let primary = primary_metric(report);
     let named: Vec<(&str, &[Record])> =
         report.runs.iter().map(|run| (run.name.as_str(), &run.records[..])).collect();
-    let Curves { learning, speed } = curves(&named, &primary);
+    let Curves { learning, further, speed } = curves(&named, &primary);
     let (single, several) = match &report.runs[..] {
         [run] => (Some(run), None),
         runs => (None, (!runs.is_empty()).then_some(runs)),
@@ -263,6 +263,7 @@ pub fn render(report: &Report) -> Result<String> {
         comparison => several.map(|runs| comparison(runs, &primary)).transpose()?,
         differences => table(several.and_then(differences))?,
         curves => charts(&learning),
+        further_curves => charts(&further),
         evaluations => table(single.and_then(|run| evaluations(run, &primary)))?,
         confusion => report.confusion.as_ref().map(confusion).transpose()?,
         classes => class_tables(&report.classes)?,
@@ -378,7 +379,10 @@ fn cards(run: &RunData, primary: &str) -> Vec<Value> {
 
 /// All scores of a run.
 fn results(run: &RunData, primary: &str) -> Option<Table> {
-    let scores = scores(run);
+    let mut scores = scores(run);
+    // The last evaluation is no news where it was the best.
+    let best = scores.iter().find(|(part, _)| *part == "best validation").map(|(_, scores)| scores.step);
+    scores.retain(|(part, scores)| *part != "last validation" || Some(scores.step) != best);
     let names = metric_names(scores.iter().map(|(_, scores)| scores), primary);
     let head = scores.iter().map(|(part, scores)| format!("{} ({})", capitalized(part), moment(scores)));
     let row = |name: &&str| {
@@ -686,7 +690,8 @@ fn example(example: &Example) -> Result<Value> {
         pixelated,
         text,
         description,
-        name => example.name.clone(),
+        // Lines may break behind a slash.
+        name => example.name.split_inclusive('/').map(str::to_owned).collect::<Vec<String>>(),
         label => example.label.clone(),
         prediction => example.prediction.clone(),
         probability => example.probability.map(percent),
@@ -815,7 +820,7 @@ mod tests {
             let name = tag.split([' ', '\n']).next().unwrap().trim_end_matches('/');
             if let Some(name) = name.strip_prefix('/') {
                 assert_eq!(open.pop(), Some(name), "before {part:.60}");
-            } else if !tag.ends_with('/') && !["meta", "img"].contains(&name) {
+            } else if !tag.ends_with('/') && !["meta", "img", "wbr"].contains(&name) {
                 open.push(name);
             }
         }

@@ -55,8 +55,8 @@ pub struct Judged {
     pub label: usize,
     /// The most probable class.
     pub predicted: usize,
-    /// The probability of that class.
-    pub probability: f32,
+    /// The probability of that class; none where it was not finite, which JSON cannot say.
+    pub probability: Option<f32>,
 }
 
 impl Judged {
@@ -67,7 +67,7 @@ impl Judged {
             sample: self.sample,
             label: name(self.label),
             prediction: name(self.predicted),
-            probability: self.probability.into(),
+            probability: self.probability.map(f64::from),
         }
     }
 }
@@ -182,7 +182,7 @@ impl Evaluator for ClassificationEvaluator {
             sample: self.samples[position],
             label: self.targets[position],
             predicted: predicted[position],
-            probability: self.row(position)[predicted[position]],
+            probability: Some(self.row(position)[predicted[position]]).filter(|value| value.is_finite()),
         };
         // The most confident mistakes first: what a person wants to see.
         let mut mistakes: Vec<usize> =

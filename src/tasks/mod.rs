@@ -103,8 +103,8 @@ pub struct PredictedSample {
     pub label: String,
     /// What the model takes it for.
     pub prediction: String,
-    /// How probable the model finds that.
-    pub probability: f64,
+    /// How probable the model finds that, where it can tell.
+    pub probability: Option<f64>,
 }
 
 /// Collects (sample, outcome) over an evaluation and makes metrics of all of them together.

@@ -89,7 +89,10 @@ impl MultiLabelEvaluator {
             sample: self.samples[sample],
             label: self.names(sample, |position| self.targets[position]),
             prediction: self.names(sample, |position| self.probabilities[position] >= THRESHOLD),
-            probability: (sample * size..(sample + 1) * size).map(certainty).fold(1.0, f64::min),
+            probability: (sample * size..(sample + 1) * size)
+                .map(certainty)
+                .reduce(f64::min)
+                .filter(|probability| probability.is_finite()),
         }
     }
 }
@@ -165,7 +168,8 @@ impl Evaluator for MultiLabelEvaluator {
         ]);
         let mut mistakes: Vec<PredictedSample> =
             wrong_samples.iter().map(|&sample| self.described(sample)).collect();
-        mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.sample.cmp(&b.sample)));
+        let confidence = |sample: &PredictedSample| sample.probability.unwrap_or_default();
+        mistakes.sort_by(|a, b| confidence(b).total_cmp(&confidence(a)).then(a.sample.cmp(&b.sample)));
         mistakes.truncate(LISTED_MISTAKES);
         let examples: Vec<PredictedSample> =
             evenly(self.samples.len(), LISTED_EXAMPLES).map(|sample| self.described(sample)).collect();

@@ -34,11 +34,12 @@ where
         // What would end a cell or begin markup is shown as it is.
         let cell = |text: &str| format!("`{}`", text.replace(['`', '|', '\n'], " "));
         rows += &format!(
-            "| {number} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} |\n",
+            number + 1,
             cell(format::short_path(&data.describe(shown.sample))),
             cell(&shown.label),
             cell(&shown.prediction),
-            format::percent(shown.probability)
+            shown.probability.map(format::percent).unwrap_or_default()
         );
     }
     if pictures.is_empty() {
