@@ -182,7 +182,7 @@ impl Family for Cnn {
         for paths in inputs.chunks(recipe.training.eval_batch_size()) {
             let mut pixels = Vec::new();
             for path in paths {
-                decode_file(path, form, &mut pixels)?;
+                decode_file(path, form, recipe.data.resize, &mut pixels)?;
             }
             let size = [paths.len() as i64, shape.channels, shape.size[0], shape.size[1]];
             let batch = Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?.f_to_device(device)?;
