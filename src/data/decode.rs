@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use anyhow::Result;
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
 use super::resize::Resize;
 use crate::{bad_input, bail_input};
@@ -58,8 +58,8 @@ impl RawImage<'_> {
                 pixels.extend_from_slice(bytes);
                 Ok(())
             }
-            Self::Planar { form: own, .. } => {
-                bail_input!("images of {} channels cannot be made ones of {}", own.channels, form.channels)
+            Self::Planar { form: own, pixels: bytes } => {
+                append_planar(&to_image(*own, bytes)?, form.channels, pixels)
             }
             Self::Decoded(image) => append_planar(image, form.channels, pixels),
         };
@@ -115,6 +115,22 @@ fn append_planar(image: &DynamicImage, channels: usize, pixels: &mut Vec<u8>) ->
         channels => bail_input!("the model takes {channels} channels: images have 1 or 3"),
     }
     Ok(())
+}
+
+/// Bytes in memory as an image, to change its channels.
+fn to_image(form: ImageForm, pixels: &[u8]) -> Result<DynamicImage> {
+    let [height, width] = form.size;
+    let plane = height * width;
+    let image = match form.channels {
+        1 => image::GrayImage::from_raw(width as u32, height as u32, pixels.to_vec()).map(DynamicImage::from),
+        3 => {
+            let interleaved =
+                (0..plane).flat_map(|pixel| (0..3).map(move |channel| pixels[channel * plane + pixel]));
+            RgbImage::from_raw(width as u32, height as u32, interleaved.collect()).map(DynamicImage::from)
+        }
+        _ => None,
+    };
+    image.ok_or_else(|| bad_input!("images of {} channels cannot be converted", form.channels))
 }
 
 #[cfg(test)]

@@ -153,7 +153,9 @@ impl ImageDataConfig {
                     "data.resize.shorter_side is {side}, too small to cut data.image_size, {height} × {width}, out of it"
                 ),
                 Some(_) => {}
-                None => bail_input!("data.resize.shorter_side needs data.image_size, which is cut out of the scaled image"),
+                None => bail_input!(
+                    "data.resize.shorter_side needs data.image_size, which is cut out of the scaled image"
+                ),
             }
         }
         if self.mean.is_empty()

@@ -53,16 +53,21 @@ impl Resize {
     /// Height and width after scaling, for an image and an input of these.
     fn scaled(self, image: [usize; 2], input: [usize; 2]) -> [usize; 2] {
         let [height, width] = image;
-        let long = |side: usize, short: usize, length: usize| (side as f64 * length as f64 / short as f64) as usize;
+        let long =
+            |side: usize, short: usize, length: usize| (side as f64 * length as f64 / short as f64) as usize;
         match self.shorter_side {
             // torchvision rounds the longer side down.
             Some(length) if height <= width => [length, long(width, height, length).max(length)],
             Some(length) => [long(height, width, length).max(length), length],
             // The side that must be scaled more is the one that fits.
-            None if input[0] * width >= input[1] * height => {
-                [input[0], (width as f64 * input[0] as f64 / height as f64).round().max(input[1] as f64) as usize]
-            }
-            None => [(height as f64 * input[1] as f64 / width as f64).round().max(input[0] as f64) as usize, input[1]],
+            None if input[0] * width >= input[1] * height => [
+                input[0],
+                (width as f64 * input[0] as f64 / height as f64).round().max(input[1] as f64) as usize,
+            ],
+            None => [
+                (height as f64 * input[1] as f64 / width as f64).round().max(input[0] as f64) as usize,
+                input[1],
+            ],
         }
     }
 
@@ -107,9 +112,10 @@ impl Taps {
     const PRECISION: u32 = 22;
 
     fn sum<'a>(&self, pixels: impl Iterator<Item = &'a u8>) -> u8 {
-        let sum = self.weights.iter().zip(pixels).fold(1i64 << (Self::PRECISION - 1), |sum, (&weight, &pixel)| {
-            sum + i64::from(weight) * i64::from(pixel)
-        });
+        let sum =
+            self.weights.iter().zip(pixels).fold(1i64 << (Self::PRECISION - 1), |sum, (&weight, &pixel)| {
+                sum + i64::from(weight) * i64::from(pixel)
+            });
         (sum >> Self::PRECISION).clamp(0, 255) as u8
     }
 }

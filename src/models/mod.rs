@@ -8,6 +8,7 @@ pub mod layers;
 pub mod lenet;
 pub mod mlp;
 mod parameters;
+pub mod pretrained;
 pub mod resnet;
 pub mod resnet_cifar;
 pub mod small_cnn;

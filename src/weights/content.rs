@@ -215,7 +215,9 @@ impl Weights {
         // Strides of 0 repeat values for nothing: what they would fill is bounded.
         let most = 4 * self.files.iter().map(|file| file.len() as u64).sum::<u64>() + (64 << 20);
         if values.checked_mul(dtype.size() as u64).is_none_or(|filled| filled > most) {
-            return Err(refuse(&format!("repeats its values to the shape {shape:?}, far beyond the size of the file")));
+            return Err(refuse(&format!(
+                "repeats its values to the shape {shape:?}, far beyond the size of the file"
+            )));
         }
         let signed = |numbers: &[u64]| -> Result<Vec<i64>> {
             numbers.iter().map(|&number| Ok(i64::try_from(number)?)).collect()
@@ -226,7 +228,11 @@ impl Weights {
             _ => (
                 signed(&shape)?,
                 // Nor does a stride count that leads nowhere, and it may be beyond any number.
-                strides.iter().zip(&shape).map(|(&stride, &size)| if size == 1 { 1 } else { stride as i64 }).collect(),
+                strides
+                    .iter()
+                    .zip(&shape)
+                    .map(|(&stride, &size)| if size == 1 { 1 } else { stride as i64 })
+                    .collect(),
                 i64::try_from(offset)?,
             ),
         };
@@ -240,7 +246,11 @@ impl Weights {
         let (first_file, first_storage) = (self.files.len(), self.storages.len());
         for name in names {
             let Some(entry) = other.entries.get(*name) else {
-                bail_input!("{}: the index says that {} holds `{name}`, but it does not", self.origin, other.origin);
+                bail_input!(
+                    "{}: the index says that {} holds `{name}`, but it does not",
+                    self.origin,
+                    other.origin
+                );
             };
             let entry = Entry { storage: entry.storage + first_storage, ..entry.clone() };
             self.entries.insert((*name).to_owned(), entry);
@@ -254,10 +264,9 @@ impl Weights {
 
     /// Removes what data-parallel and compiled modules put before every name.
     pub(super) fn remove_prefixes(&mut self) {
-        while let Some(prefix) = ["module.", "_orig_mod."]
-            .into_iter()
-            .find(|prefix| !self.entries.is_empty() && self.entries.keys().all(|name| name.starts_with(prefix)))
-        {
+        while let Some(prefix) = ["module.", "_orig_mod."].into_iter().find(|prefix| {
+            !self.entries.is_empty() && self.entries.keys().all(|name| name.starts_with(prefix))
+        }) {
             let entries = std::mem::take(&mut self.entries);
             self.entries =
                 entries.into_iter().map(|(name, entry)| (name[prefix.len()..].to_owned(), entry)).collect();
@@ -310,9 +319,12 @@ impl Weights {
         let make = |bytes: &[u8], kind: Kind| Ok(Tensor::f_from_data_size(bytes, &shape, kind)?);
         match dtype {
             // A byte that is neither 0 nor 1 is no `bool` of C++.
-            Dtype::Bool => make(&bytes.iter().map(|&byte| u8::from(byte != 0)).collect::<Vec<u8>>(), Kind::Bool),
+            Dtype::Bool => {
+                make(&bytes.iter().map(|&byte| u8::from(byte != 0)).collect::<Vec<u8>>(), Kind::Bool)
+            }
             Dtype::UInt16 => {
-                let wide = bytes.chunks_exact(2).map(|value| i32::from(u16::from_le_bytes([value[0], value[1]])));
+                let wide =
+                    bytes.chunks_exact(2).map(|value| i32::from(u16::from_le_bytes([value[0], value[1]])));
                 Ok(Tensor::f_from_slice(&wide.collect::<Vec<i32>>())?)
             }
             Dtype::UInt32 => {
@@ -365,7 +377,11 @@ impl TensorSource for Weights {
             }
             let last: i64 = shape.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum();
             let (first, end) = (*offset as usize, (*offset + last + 1) as usize);
-            Ok(self.read(*storage, *dtype, first..end)?.f_as_strided(shape.as_slice(), strides.as_slice(), 0)?)
+            Ok(self.read(*storage, *dtype, first..end)?.f_as_strided(
+                shape.as_slice(),
+                strides.as_slice(),
+                0,
+            )?)
         };
         read().with_context(|| format!("reading `{name}` of {}", self.origin))
     }

@@ -31,10 +31,7 @@ impl Repository {
         if parts.len() < 2 || !parts.iter().all(|part| plain(&part)) {
             bail_input!("hf:{text} names no repository: write hf:ORG/NAME or hf:ORG/NAME/FILE");
         }
-        Ok(Self {
-            name: parts[..2].join("/"),
-            file: (parts.len() > 2).then(|| parts[2..].join("/")),
-        })
+        Ok(Self { name: parts[..2].join("/"), file: (parts.len() > 2).then(|| parts[2..].join("/")) })
     }
 }
 

@@ -108,9 +108,10 @@ fn global(module: &str, name: &str) -> Option<Global> {
         ("collections", "OrderedDict" | "defaultdict" | "Counter") => Global::Dict,
         ("builtins" | "__builtin__", "dict") => Global::Dict,
         ("builtins" | "__builtin__", "list" | "tuple" | "set" | "frozenset") => Global::Sequence,
-        ("builtins" | "__builtin__", "int" | "float" | "complex" | "bool" | "str" | "bytes" | "bytearray" | "object") => {
-            Global::Inert
-        }
+        (
+            "builtins" | "__builtin__",
+            "int" | "float" | "complex" | "bool" | "str" | "bytes" | "bytearray" | "object",
+        ) => Global::Inert,
         ("copy_reg" | "copyreg", "_reconstructor") => Global::Inert,
         ("_codecs", "encode") => Global::Encode,
         ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Global::Function(Function::Tensor),
@@ -125,9 +126,10 @@ fn global(module: &str, name: &str) -> Option<Global> {
         ("torch.storage" | "torch", "UntypedStorage" | "_UntypedStorage") => Global::Storage(None),
         ("torch" | "torch.cuda", _) => torch()?,
         // What `jit.save` writes for lists and for values with a type.
-        ("torch.jit._pickle", "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist" | "restore_type_tag") => {
-            Global::First
-        }
+        (
+            "torch.jit._pickle",
+            "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist" | "restore_type_tag",
+        ) => Global::First,
         // Scores and seeds beside the weights.
         ("numpy", "dtype" | "ndarray") => Global::Inert,
         ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => Global::Inert,
@@ -190,7 +192,11 @@ impl Pickle {
 
     /// The value of a key; of several the last, as in Python.
     pub fn get(&self, value: Value, key: &str) -> Option<Value> {
-        self.dict(value)?.iter().rev().find(|(name, _)| self.text(*name) == Some(key)).map(|(_, value)| *value)
+        self.dict(value)?
+            .iter()
+            .rev()
+            .find(|(name, _)| self.text(*name) == Some(key))
+            .map(|(_, value)| *value)
     }
 }
 
@@ -238,7 +244,10 @@ impl<'a> Machine<'a> {
         loop {
             let held = self.nodes.len() + self.stack.len() + self.memo.len() + self.marks.len();
             if held + self.copied > MOST_VALUES {
-                bail_input!("{}: its pickle makes more than {MOST_VALUES} values, which no weight file needs", self.name);
+                bail_input!(
+                    "{}: its pickle makes more than {MOST_VALUES} values, which no weight file needs",
+                    self.name
+                );
             }
             let opcode = self.take(1)?[0];
             match opcode {
@@ -477,7 +486,10 @@ impl<'a> Machine<'a> {
                     self.name
                 ),
                 0x97 | 0x98 => {
-                    bail_input!("{}: its pickle keeps buffers in another file, which torch.save never does", self.name)
+                    bail_input!(
+                        "{}: its pickle keeps buffers in another file, which torch.save never does",
+                        self.name
+                    )
                 }
                 other => {
                     self.at -= 1;
@@ -490,7 +502,11 @@ impl<'a> Machine<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            bail_input!("{} is truncated: its pickle ends in the middle, at byte {}", self.name, self.bytes.len());
+            bail_input!(
+                "{} is truncated: its pickle ends in the middle, at byte {}",
+                self.name,
+                self.bytes.len()
+            );
         };
         let taken = &self.bytes[self.at..end];
         self.at = end;
@@ -729,7 +745,9 @@ impl<'a> Machine<'a> {
             }
             Global::Inert => inert(None),
             Global::Script(class) => inert(Some(class)),
-            Global::Storage(_) | Global::Dtype(_) => return Err(self.damaged("a call of what is no function")),
+            Global::Storage(_) | Global::Dtype(_) => {
+                return Err(self.damaged("a call of what is no function"));
+            }
         };
         self.push(node);
         Ok(())

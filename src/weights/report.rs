@@ -111,7 +111,9 @@ impl LoadReport {
         let common = self.loaded.len() + self.mismatched.len();
         let all = common + self.missing.len();
         let foreign = match 2 * common < all {
-            true => format!(", so these look like weights of another architecture: {common} of {all} names are in both"),
+            true => format!(
+                ", so these look like weights of another architecture: {common} of {all} names are in both"
+            ),
             false => String::new(),
         };
         bad_input!("{source} does not fit this model: {}{foreign}", self.describe())
@@ -119,7 +121,12 @@ impl LoadReport {
 }
 
 /// Refuses or accepts what was loaded: strictly nothing but a complete load, else as [`LoadReport::require_usable`] says.
-pub(super) fn judge(report: &LoadReport, source: &str, parameters: &Parameters, strict: bool) -> Result<Vec<String>> {
+pub(super) fn judge(
+    report: &LoadReport,
+    source: &str,
+    parameters: &Parameters,
+    strict: bool,
+) -> Result<Vec<String>> {
     if strict {
         if !report.is_complete() {
             bail_input!("{} (--strict)", report.refusal(source));

@@ -112,7 +112,8 @@ pub fn open_safetensors(file: FileMap) -> Result<Weights> {
         let strides = contiguous(&shape);
         weights.add(name.clone(), Layout { storage, dtype, shape, strides, offset: 0 })?;
     }
-    weights.metadata = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    weights.metadata =
+        metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(weights)
 }
 

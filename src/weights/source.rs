@@ -59,7 +59,9 @@ fn open_path(path: &Path, selected: Option<&str>) -> Result<Weights> {
         open_legacy(file, selected)?
     } else if looks_like_safetensors(&file) {
         match selected {
-            Some(_) => bail_input!("{} is a safetensors file: it has no containers to choose from", path.display()),
+            Some(_) => {
+                bail_input!("{} is a safetensors file: it has no containers to choose from", path.display())
+            }
             None => open_safetensors(file)?,
         }
     } else if file.starts_with(b"{") {
@@ -85,7 +87,9 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|error| files::cannot_read(folder, &error))? {
         let path = entry.map_err(|error| files::cannot_read(folder, &error))?.path();
-        let weights = |ending: &std::ffi::OsStr| ["safetensors", "pth", "pt", "bin"].iter().any(|known| ending == *known);
+        let weights = |ending: &std::ffi::OsStr| {
+            ["safetensors", "pth", "pt", "bin"].iter().any(|known| ending == *known)
+        };
         found.extend(path.extension().is_some_and(weights).then_some(path));
     }
     found.sort();
@@ -128,9 +132,13 @@ fn unknown(path: &Path, bytes: &[u8]) -> anyhow::Error {
         return bad_input!("{name} is no weight file: it is {what}");
     }
     if bytes.get(257..262) == Some(b"ustar") {
-        return bad_input!("{name} is a tar archive: unpack it, or, if a very old PyTorch wrote it, save it again");
+        return bad_input!(
+            "{name} is a tar archive: unpack it, or, if a very old PyTorch wrote it, save it again"
+        );
     }
-    bad_input!("{name} is no weight file: neither safetensors nor a file of torch.save or torch.jit.save, or it is truncated")
+    bad_input!(
+        "{name} is no weight file: neither safetensors nor a file of torch.save or torch.jit.save, or it is truncated"
+    )
 }
 
 /// `model.safetensors.index.json` and `pytorch_model.bin.index.json`.
@@ -173,7 +181,9 @@ fn open_index(
             bail_input!("{name} names {}, which is an index itself", shard.display());
         }
         let opened = open_path(&shard, None)?;
-        whole.get_or_insert_with(|| Weights::of_shards(name.clone(), opened.format)).append(opened, &tensors)?;
+        whole
+            .get_or_insert_with(|| Weights::of_shards(name.clone(), opened.format))
+            .append(opened, &tensors)?;
     }
     whole.ok_or_else(|| bad_input!("{name} names no tensor"))
 }
@@ -188,7 +198,8 @@ fn open_repository(text: &str, selected: Option<&str>) -> Result<Weights> {
     let mut weights = match path.extension().is_some_and(|ending| ending == "json") {
         false => open_path(&path, selected)?,
         true => {
-            let folder = repository.file.as_deref().and_then(|file| file.rsplit_once('/')).map(|(folder, _)| folder);
+            let folder =
+                repository.file.as_deref().and_then(|file| file.rsplit_once('/')).map(|(folder, _)| folder);
             let find = |name: &str| match folder {
                 Some(folder) => hub::fetch(&repository, &format!("{folder}/{name}")),
                 None => hub::fetch(&repository, name),

@@ -33,14 +33,8 @@ const PLAIN: &[&str] = &[
     "params",
     "weights",
 ];
-const AVERAGED: &[&str] = &[
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "ema_state_dict",
-    "ema_model",
-    "params_ema",
-];
+const AVERAGED: &[&str] =
+    &["state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema"];
 /// What else a checkpoint keeps, whose tensors are no weights.
 const NO_WEIGHTS: &[&str] = &[
     "optimizer",
@@ -123,8 +117,12 @@ impl Archive {
             bail_input!("{name} is refused: its entries claim {total} bytes, more than the file has");
         }
         let root = found.iter().find_map(|(path, _)| path.strip_suffix("data.pkl"));
-        let Some(root) = root.filter(|root| root.is_empty() || root.matches('/').count() == 1).map(str::to_owned) else {
-            bail_input!("{name} is a zip archive without `data.pkl`: neither torch.save nor torch.jit.save wrote it");
+        let Some(root) =
+            root.filter(|root| root.is_empty() || root.matches('/').count() == 1).map(str::to_owned)
+        else {
+            bail_input!(
+                "{name} is a zip archive without `data.pkl`: neither torch.save nor torch.jit.save wrote it"
+            );
         };
         let members = found
             .into_iter()
@@ -154,7 +152,9 @@ pub fn open_zip(file: FileMap, selected: Option<&str>) -> Result<Weights> {
     if let Some(range) = archive.members.get("byteorder")
         && &file[range.clone()] != b"little"
     {
-        bail_input!("{name} was written on a big-endian machine, which cannot be read: save it again on another");
+        bail_input!(
+            "{name} was written on a big-endian machine, which cannot be read: save it again on another"
+        );
     }
     let script = archive.is_script();
     let Some(data) = archive.pickle(&name, &file, "data.pkl", script)? else {
@@ -205,7 +205,9 @@ pub fn open_legacy(file: FileMap, selected: Option<&str>) -> Result<Weights> {
     }
     let system = next("the system's description")?;
     if system.get(system.root, "little_endian") == Some(Value::Bool(false)) {
-        bail_input!("{name} was written on a big-endian machine, which cannot be read: save it again on another");
+        bail_input!(
+            "{name} was written on a big-endian machine, which cannot be read: save it again on another"
+        );
     }
     let data = next("the object")?;
     let keys = next("the keys of the storages")?;
@@ -393,7 +395,8 @@ impl Reader {
             let numbers = pickle.sequence(*value).context("sizes or strides are missing")?;
             numbers.iter().map(|&number| pickle::size(number)).collect()
         };
-        let (shape, strides) = (numbers(shape).context("its shape")?, numbers(strides).context("its strides")?);
+        let (shape, strides) =
+            (numbers(shape).context("its shape")?, numbers(strides).context("its strides")?);
         let mut offset = pickle::size(*offset).context("its offset")?;
         if let Some((first, count)) = reference.view {
             let end = first.checked_add(count).and_then(|end| end.checked_mul(dtype.size() as u64));
@@ -488,7 +491,14 @@ impl Reader {
     }
 
     /// Adds the tensors in a dictionary or list, names joined by dots.
-    fn collect(&mut self, pickle: &Pickle, value: Value, prefix: &str, depth: usize, top: bool) -> Result<()> {
+    fn collect(
+        &mut self,
+        pickle: &Pickle,
+        value: Value,
+        prefix: &str,
+        depth: usize,
+        top: bool,
+    ) -> Result<()> {
         if depth > DEEPEST {
             bail_input!("{} is refused: it is nested more than {DEEPEST} deep", self.weights.origin);
         }
@@ -543,7 +553,10 @@ impl Reader {
 
     fn collect_fields(&mut self, pickle: &Pickle, object: Value, prefix: &str, depth: usize) -> Result<()> {
         if depth > DEEPEST {
-            bail_input!("{} is refused: its modules are nested more than {DEEPEST} deep", self.weights.origin);
+            bail_input!(
+                "{} is refused: its modules are nested more than {DEEPEST} deep",
+                self.weights.origin
+            );
         }
         let Some(Node::Object { state, .. }) = pickle.node(object) else { return Ok(()) };
         for (key, value) in pickle.dict(*state).unwrap_or_default() {
@@ -584,7 +597,10 @@ fn tensor_call(pickle: &Pickle, value: Value) -> Option<(Function, &[Value])> {
             Function::Parameter => value = *arguments.first()?,
             Function::FromType => match (arguments.first()?, pickle.sequence(*arguments.get(2)?)?) {
                 (Value::Global(Global::Function(Function::Parameter)), [inner, ..]) => value = *inner,
-                (Value::Global(Global::Function(function @ (Function::Tensor | Function::UntypedTensor))), inner) => {
+                (
+                    Value::Global(Global::Function(function @ (Function::Tensor | Function::UntypedTensor))),
+                    inner,
+                ) => {
                     return Some((*function, inner));
                 }
                 _ => return None,
