@@ -17,7 +17,8 @@ fn scaled_images_are_those_of_pillow_to_the_bit() {
     for case in cases {
         let (image, input) = (sides(&case["image"]), sides(&case["input"]));
         let interpolation: Interpolation = serde_json::from_value(case["interpolation"].clone()).unwrap();
-        let resize = Resize { shorter_side: case["shorter_side"].as_u64().map(|side| side as usize), interpolation };
+        let resize =
+            Resize { shorter_side: case["shorter_side"].as_u64().map(|side| side as usize), interpolation };
         let [height, width] = image;
         let value = |row: usize, column: usize| {
             row * 37 + column * 91 + row * column * 13 + (row / 5 + column / 7) % 2 * 128

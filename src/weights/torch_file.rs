@@ -95,11 +95,21 @@ impl Archive {
             if member.is_dir() {
                 continue;
             }
+            // TorchScript's code is compressed; nothing reads it here.
+            let inner = path.split_once('/').map_or(path.as_str(), |(_, inner)| inner);
+            let needed = [path.as_str(), inner].iter().any(|name| {
+                ["data.pkl", "constants.pkl", "byteorder"].contains(name)
+                    || name.starts_with("data/")
+                    || name.starts_with("constants/")
+            });
             if member.compression() != CompressionMethod::Stored || member.encrypted() {
-                bail_input!(
-                    "{name} is refused: its entry `{path}` is compressed or encrypted (to {} bytes), and torch.save does neither",
-                    member.size()
-                );
+                if needed {
+                    bail_input!(
+                        "{name} is refused: its entry `{path}` is compressed or encrypted (to {} bytes), and torch.save does neither",
+                        member.size()
+                    );
+                }
+                continue;
             }
             let start = member.data_start().context("finding an entry of an archive")?;
             let end = start.checked_add(member.size()).filter(|&end| end <= bytes.len() as u64);
