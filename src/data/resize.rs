@@ -1,7 +1,7 @@
-//! Scaling images as Pillow does, to the bit: an antialiasing filter in fixed-point arithmetic, first along the rows, then along the columns.
+//! Scaling images as Pillow does, to the bit: an antialiasing filter in fixed-point arithmetic, along the rows and along the columns.
 //!
 //! torchvision's `Resize` and the preprocessing that published weights were made with are Pillow's; the arithmetic is that of its
-//! `Resample.c` for 8-bit images.
+//! `Resample.c` (version 13) for 8-bit images.
 
 use serde::{Deserialize, Serialize};
 
@@ -76,20 +76,36 @@ impl Resize {
         let scaled = self.scaled(image, input);
         let rows = Filter::new(self.interpolation, image[0], scaled[0], middle(scaled[0], input[0]));
         let columns = Filter::new(self.interpolation, image[1], scaled[1], middle(scaled[1], input[1]));
-        // Only the rows that the second pass looks at.
-        let first = rows.taps.first().map_or(0, |taps| taps.first);
-        let end = rows.taps.last().map_or(0, |taps| taps.first + taps.weights.len());
-        let width = image[1];
-        let mut narrowed = Vec::with_capacity((end - first) * input[1]);
-        for row in plane[first * width..end * width].chunks_exact(width) {
-            for taps in &columns.taps {
-                narrowed.push(taps.sum(row[taps.first..].iter()));
+        let [height, width] = image;
+        // Pillow's rule for which direction comes first, which rounding in between makes visible.
+        let (less_height, less_width) = (height as i64 - scaled[0] as i64, width as i64 - scaled[1] as i64);
+        let columns_first = less_height > 0 && less_height > 2 * less_width;
+        let (kept, out) = (input[1], input[0] * input[1]);
+        pixels.reserve(out);
+        if columns_first {
+            // Only the columns that the second pass looks at.
+            let seen = columns.seen();
+            let mut shortened = Vec::with_capacity(input[0] * seen.len());
+            for taps in &rows.taps {
+                for column in seen.clone() {
+                    shortened.push(taps.sum(plane[taps.first * width + column..].iter().step_by(width)));
+                }
             }
-        }
-        for taps in &rows.taps {
-            for column in 0..input[1] {
-                let start = (taps.first - first) * input[1] + column;
-                pixels.push(taps.sum(narrowed[start..].iter().step_by(input[1])));
+            for row in shortened.chunks_exact(seen.len()) {
+                pixels
+                    .extend(columns.taps.iter().map(|taps| taps.sum(row[taps.first - seen.start..].iter())));
+            }
+        } else {
+            let seen = rows.seen();
+            let mut narrowed = Vec::with_capacity(seen.len() * kept);
+            for row in plane[seen.start * width..seen.end * width].chunks_exact(width) {
+                narrowed.extend(columns.taps.iter().map(|taps| taps.sum(row[taps.first..].iter())));
+            }
+            for taps in &rows.taps {
+                for column in 0..kept {
+                    let start = (taps.first - seen.start) * kept + column;
+                    pixels.push(taps.sum(narrowed[start..].iter().step_by(kept)));
+                }
             }
         }
     }
@@ -151,6 +167,12 @@ impl Filter {
             Taps { first, weights: weights.into_iter().map(fixed).collect() }
         });
         Self { taps: taps.collect() }
+    }
+
+    /// The pixels that any tap looks at.
+    fn seen(&self) -> std::ops::Range<usize> {
+        let start = self.taps.first().map_or(0, |taps| taps.first);
+        start..self.taps.last().map_or(start, |taps| taps.first + taps.weights.len())
     }
 }
 
