@@ -395,7 +395,7 @@ fn weights_to_start_from_must_exist_and_fit() {
     place.refuses(&[&init_from(&missing)], &[&missing.display().to_string(), "does not exist"]);
     let text = place.folder.join("text.safetensors");
     std::fs::write(&text, "no weights").unwrap();
-    place.refuses(&[&init_from(&text)], &[&text.display().to_string(), "no whole safetensors file"]);
+    place.refuses(&[&init_from(&text)], &[&text.display().to_string(), "no weight file"]);
 }
 
 #[test]
@@ -435,7 +435,7 @@ fn info_of_what_is_no_weights_file_is_refused() {
     let text = place.folder.join("text.safetensors");
     std::fs::write(&text, "no weights").unwrap();
     let text = text.display().to_string();
-    assert_refused(&run(&mut cnn(["info", &text])), 2, &[&text, "no whole safetensors file"]);
+    assert_refused(&run(&mut cnn(["info", &text])), 2, &[&text, "no weight file"]);
     assert_refused(&run(&mut cnn(["info", "--model", "lenet"])), 2, &["`lenet`", "did you mean `lenet5`?"]);
     assert_refused(&run(&mut cnn(["recipes", "nothing-like-it"])), 2, &["no recipe `nothing-like-it`"]);
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tch_suite::data::decode::{ImageForm, RawImage, decode};
+use tch_suite::data::resize::Resize;
 
 use crate::support::process::{Finished, assert_refused, cnn, done, run};
 use crate::support::runs::{read_json, resume, try_train};
@@ -315,7 +316,9 @@ fn pixels_are_those_of_pillow() {
         let size: [usize; 2] = serde_json::from_value(about["size"].clone()).unwrap();
         assert_eq!([image.height() as usize, image.width() as usize], size, "{name}");
         let mut planes = Vec::new();
-        RawImage::Decoded(image).append_fitted(ImageForm { channels: 3, size }, &mut planes).unwrap();
+        RawImage::Decoded(image)
+            .append_fitted(ImageForm { channels: 3, size }, Resize::default(), &mut planes)
+            .unwrap();
         let rgb = about["rgb"].as_str().unwrap();
         let known = |position: usize| u8::from_str_radix(&rgb[2 * position..2 * position + 2], 16).unwrap();
         let pixels = size[0] * size[1];

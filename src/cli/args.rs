@@ -47,9 +47,12 @@ pub struct TrainArgs {
     /// --histograms-every may differ from it, and --data only says where the same data are now
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "init_from"])]
     pub resume: Option<PathBuf>,
-    /// Start from the weights of a run or of a safetensors file
+    /// Start from weights: a run, safetensors, a file of torch.save or torch.jit.save, a Hugging Face folder, or hf:ORG/NAME[/FILE]
     #[arg(long, value_name = "RUN|FILE")]
     pub init_from: Option<PathBuf>,
+    /// Refuse weights that do not fit the model to the last tensor
+    #[arg(long, requires = "init_from")]
+    pub strict: bool,
     /// Passes over the training data
     #[arg(long, value_name = "N")]
     pub epochs: Option<u64>,
@@ -167,20 +170,42 @@ pub struct DeviceArgs {
     pub precision: Option<Precision>,
 }
 
-/// A run and one of its checkpoints.
+/// A run and one of its checkpoints, or an architecture with weights from elsewhere.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Run folder
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    #[arg(value_name = "RUN", required_unless_present = "model")]
+    pub run: Option<PathBuf>,
     /// best, last or step-N [default: best, or last where there is no best]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub checkpoint: Option<String>,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Samples computed at a time
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
+}
+
+/// An architecture with weights, in place of a run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct WeightsArgs {
+    /// Architecture, in place of a run
+    #[arg(long, value_name = "NAME", requires = "init_from")]
+    pub model: Option<String>,
+    /// Its weights: safetensors, a file of torch.save or torch.jit.save, a folder with one of them, or hf:ORG/NAME[/FILE]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub init_from: Option<PathBuf>,
+    /// Names of its classes, one a line [default: their numbers]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub classes: Option<PathBuf>,
+    /// Refuse weights that do not fit the model to the last tensor
+    #[arg(long, requires = "model")]
+    pub strict: bool,
+    /// Set a key of its recipe, as in data.image_size=[160,160]; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "model")]
+    pub set: Vec<String>,
 }
 
 /// Arguments of `eval`.
@@ -225,7 +250,7 @@ pub struct PredictArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// Files, folders, or - for a list of files on stdin
-    #[arg(value_name = "INPUT", required = true)]
+    #[arg(value_name = "INPUT", required_unless_present = "model")]
     pub inputs: Vec<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t = PredictFormat::Table)]
@@ -285,15 +310,21 @@ pub struct CompareArgs {
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// A run folder or a safetensors file
+    /// A run folder, or weights in any form: safetensors, a file of torch.save or torch.jit.save, a folder with one, hf:ORG/NAME[/FILE]
     #[arg(value_name = "RUN|FILE", required_unless_present = "model", conflicts_with = "model")]
     pub path: Option<PathBuf>,
     /// An architecture by name
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    /// Weights to try in the architecture
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub init_from: Option<PathBuf>,
     /// Set a key of the architecture, as in model.num_classes=100; may be repeated
     #[arg(long, value_name = "KEY=VALUE", requires = "model")]
     pub set: Vec<String>,
+    /// How to print weights
+    #[arg(long, value_enum, default_value_t = EvalFormat::Table, conflicts_with = "model")]
+    pub format: EvalFormat,
 }
 
 /// Arguments of `recipes`.
@@ -330,6 +361,7 @@ impl TrainArgs {
         put(&mut list, "training.optimizer", &named(&self.optimizer));
         put(&mut list, "training.schedule", &named(&self.schedule));
         put(&mut list, "training.init_from", &self.init_from);
+        put(&mut list, "training.init_strict", &self.strict.then_some(true));
         put(&mut list, "training.epochs", &self.epochs);
         put(&mut list, "training.steps", &self.steps);
         put(&mut list, "training.batch_size", &self.batch_size);

@@ -12,14 +12,14 @@ use tch::{Device, Kind, Tensor};
 use super::args::TrainArgs;
 use super::family::{Family, FamilyRecipe, Network, Prediction};
 use super::session;
-use crate::bail_input;
 use crate::data::decode::ImageForm;
 use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Sequential};
 use crate::data::{Dataset, Draw, Splits};
-use crate::models::Parameters;
-use crate::models::image::{self, ImageModelConfig, REGISTRY};
+use crate::models::image::{self, ImageModelConfig, ImageShape, REGISTRY};
+use crate::models::pretrained::{Preprocessing, preprocessing_of};
+use crate::models::{Parameters, Role};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
 use crate::reporting::{
@@ -33,7 +33,8 @@ use crate::training::config::{BalancedRule, ClassWeights, Sampling};
 use crate::training::evaluate::EvaluationSettings;
 use crate::training::signals::Interrupt;
 use crate::training::trainer;
-use crate::weights::{NamedTensors, write_safetensors};
+use crate::weights::{NamedTensors, TensorSource, Weights, write_safetensors};
+use crate::{bail_input, recipe};
 
 /// Image classification.
 pub struct Cnn;
@@ -228,6 +229,49 @@ impl Family for Cnn {
         })
     }
 
+    fn recipe_of_weights(
+        name: &str,
+        weights: &Weights,
+        classes: Option<Vec<String>>,
+        settings: &[String],
+    ) -> Result<FamilyRecipe<Self>> {
+        let usual = Self::usual_model(name)?;
+        let ImageShape { channels, size, classes: usual_classes } = usual.shape()?;
+        let in_file = Self::network(&usual, Device::Cpu)?
+            .parameters
+            .entries()
+            .into_iter()
+            .rfind(|entry| entry.role == Role::Parameter)
+            .and_then(|last| weights.form(&last.name)?.shape.first().copied());
+        let count = classes.as_ref().map_or(in_file.unwrap_or(usual_classes), |names| names.len() as i64);
+        if let (Some(in_file), Some(_)) = (in_file, &classes)
+            && in_file != count
+        {
+            bail_input!("{} tells {in_file} classes apart, but --classes names {count}", weights.origin);
+        }
+        let Preprocessing { resize, mean, std } = preprocessing_of(name, channels, size[0].min(size[1]));
+        let mut value = json!({
+            "name": name,
+            "source": weights.origin,
+            "model": {"name": name, "num_classes": count},
+            "data": {
+                "image_size": size, "channels": channels, "resize": resize, "mean": mean, "std": std, "classes": classes,
+                // All images are there to be looked at.
+                "val_fraction": 0,
+            },
+        });
+        for setting in settings {
+            let (key, setting) = recipe::parse_setting(setting)?;
+            recipe::set(&mut value, &key, setting)?;
+        }
+        let mut recipe: FamilyRecipe<Self> = recipe::typed(value, "--set")?;
+        let form = (recipe.data.channels, recipe.data.image_size);
+        recipe.model.in_channels = recipe.model.in_channels.or(form.0.map(|channels| channels as i64));
+        recipe.model.image_size = recipe.model.image_size.or(form.1.map(|size| size.map(|side| side as i64)));
+        recipe.model.validate()?;
+        Ok(recipe)
+    }
+
     fn example_inputs(model: &ImageModelConfig, batch: i64) -> Result<Vec<(&'static str, Tensor)>> {
         let shape = model.shape()?;
         let size = [batch, shape.channels, shape.size[0], shape.size[1]];
@@ -259,7 +303,7 @@ impl Family for Cnn {
         for paths in inputs.chunks(recipe.training.eval_batch_size()) {
             let mut pixels = Vec::new();
             for path in paths {
-                decode_file(path, form, &mut pixels)?;
+                decode_file(path, form, recipe.data.resize, &mut pixels)?;
             }
             let size = [paths.len() as i64, shape.channels, shape.size[0], shape.size[1]];
             let batch = Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?.f_to_device(device)?;

@@ -10,7 +10,6 @@ use super::session::Session;
 use crate::distributed::SingleProcess;
 use crate::recipe;
 use crate::reporting::{self, Log, Verbosity};
-use crate::training::checkpoint::read_progress;
 use crate::training::evaluate::{EvaluationSettings, evaluate};
 use crate::training::signals::Interrupt;
 use crate::{bad_input, bail_input};
@@ -24,6 +23,8 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
             recipe::set(&mut value, key, setting)?;
         }
         session.recipe = recipe::typed(value, "--data")?;
+    } else if session.step.is_none() {
+        bail_input!("weights without a run come without data: give --data");
     }
     let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let mut recipe = session.recipe.clone();
@@ -44,11 +45,10 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
         evaluate(&mut session.task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
     drop(bar);
     let Some(evaluation) = evaluation else { bail_input!("interrupted") };
-    let step = read_progress(&session.checkpoint)?.step;
     match arguments.format {
         EvalFormat::Json => print(&serde_json::to_string_pretty(&json!({
             "split": name,
-            "step": step,
+            "step": session.step,
             "samples": crate::data::Dataset::len(data.as_ref()),
             "metrics": evaluation.metrics,
             "details": evaluation.details,
@@ -63,7 +63,7 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
                 })
                 .collect::<Vec<_>>();
             let samples = reporting::format::count(crate::data::Dataset::len(data.as_ref()) as u64);
-            print(&format!("{name}, {samples} samples, checkpoint of step {step}\n{}", rows.join("\n")))
+            print(&format!("{name}, {samples} samples, {}\n{}", session.origin, rows.join("\n")))
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::recipe::{Preset, Recipe};
 use crate::reporting::{Log, Report};
 use crate::tasks::{Evaluation, Task};
 use crate::training::signals::Interrupt;
+use crate::weights::Weights;
 
 /// A family's recipe.
 pub type FamilyRecipe<F> = Recipe<<F as Family>::Model, <F as Family>::Data>;
@@ -76,6 +77,15 @@ pub trait Family: Sized {
 
     /// The recipe section of an architecture by name with its usual input, for `info --model`.
     fn usual_model(name: &str) -> Result<Self::Model>;
+
+    /// The recipe of an architecture with weights from elsewhere: with the preprocessing that they expect, then the settings `KEY=VALUE` of the
+    /// command line. The number of classes is that of the names, else of the weights.
+    fn recipe_of_weights(
+        name: &str,
+        weights: &Weights,
+        classes: Option<Vec<String>>,
+        settings: &[String],
+    ) -> Result<FamilyRecipe<Self>>;
 
     /// An input of the network itself, batch first, to trace it with or to look at its layers.
     fn example_inputs(model: &Self::Model, batch: i64) -> Result<Vec<(&'static str, Tensor)>>;

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::Device;
 
-use super::args::InfoArgs;
+use super::args::{EvalFormat, InfoArgs};
 use super::family::Family;
 use super::print;
 use super::session::trained_recipe;
@@ -17,17 +17,20 @@ use crate::models::summary::{LayerRow, layers_of};
 use crate::reporting;
 use crate::training::checkpoint::read_progress;
 use crate::training::run::find_checkpoint;
-use crate::weights::read_safetensors;
+use crate::weights::{self, TensorForm, TensorSource};
 use crate::{bail_input, recipe};
 
 /// Runs the verb.
 pub fn run<F: Family>(arguments: &InfoArgs) -> Result<()> {
     match (&arguments.path, &arguments.model) {
-        (_, Some(name)) => architecture::<F>(name, &arguments.set),
-        (Some(path), None) if path.is_dir() => run_folder::<F>(path),
-        (Some(path), None) => weights_file(path),
+        (_, Some(name)) => architecture::<F>(name, &arguments.set, arguments.init_from.as_deref()),
+        (Some(path), None) if path.join("recipe.json").is_file() => match arguments.format {
+            EvalFormat::Table => run_folder::<F>(path),
+            EvalFormat::Json => weights_file(path, EvalFormat::Json),
+        },
+        (Some(path), None) => weights_file(path, arguments.format),
         (None, None) => {
-            bail_input!("give a run folder, a safetensors file or --model NAME ({})", F::models().join(", "))
+            bail_input!("give a run folder, weights or --model NAME ({})", F::models().join(", "))
         }
     }
 }
@@ -54,7 +57,7 @@ fn run_folder<F: Family>(path: &Path) -> Result<()> {
     print(&lines.join("\n"))
 }
 
-fn architecture<F: Family>(name: &str, settings: &[String]) -> Result<()> {
+fn architecture<F: Family>(name: &str, settings: &[String], init_from: Option<&Path>) -> Result<()> {
     let mut value = serde_json::json!({ "model": F::usual_model(name)? });
     for setting in settings {
         let (key, setting) = recipe::parse_setting(setting)?;
@@ -62,7 +65,11 @@ fn architecture<F: Family>(name: &str, settings: &[String]) -> Result<()> {
     }
     let model: F::Model =
         recipe::typed(value.get_mut("model").map(Value::take).unwrap_or_default(), "model")?;
-    print(&layer_table::<F>(&model)?)
+    let Some(source) = init_from else { return print(&layer_table::<F>(&model)?) };
+    let weights = weights::open(source)?;
+    let fit = weights::load_into(&F::network(&model, Device::Cpu)?.parameters, &weights)?;
+    let fitted = format!("{}: {}", weights.origin, fit.describe());
+    print(&[layer_table::<F>(&model)?, String::new(), fitted].join("\n"))
 }
 
 /// Layers with output shape, parameters and multiply-adds, for one input.
@@ -109,23 +116,68 @@ fn layer_table<F: Family>(model: &F::Model) -> Result<String> {
     Ok(align(&table, 3))
 }
 
-fn weights_file(path: &Path) -> Result<()> {
-    let tensors = read_safetensors(path)?;
-    let mut table = vec![["tensor", "type", "shape", "numbers"].map(str::to_owned)];
-    table.extend(tensors.iter().map(|(name, tensor)| {
+/// What weights hold: where they were found, and every tensor.
+fn weights_file(path: &Path, format: EvalFormat) -> Result<()> {
+    let weights = weights::open(path)?;
+    let names = weights.names();
+    let forms = names.iter().filter_map(|name| Some((*name, weights.form(name)?)));
+    let forms: Vec<(&str, TensorForm)> = forms.collect();
+    let numbers = |form: &TensorForm| form.shape.iter().product::<i64>() as u64;
+    let bytes = |form: &TensorForm| numbers(form) * form.dtype.size() as u64;
+    let (total, total_bytes) =
+        forms.iter().fold((0, 0), |(total, size), (_, form)| (total + numbers(form), size + bytes(form)));
+    if format == EvalFormat::Json {
+        let tensor = |(name, form): &(&str, TensorForm)| json!({"name": name, "dtype": form.dtype.name(), "shape": form.shape, "bytes": bytes(form)});
+        return print(&serde_json::to_string_pretty(&json!({
+            "source": weights.origin,
+            "format": weights.format.name(),
+            "files": weights.file_count(),
+            "container": weights.container,
+            "left_out": weights.left_out,
+            "prefix": weights.prefix,
+            "other_values": weights.other_values,
+            "metadata": weights.metadata,
+            "numbers": total,
+            "bytes": total_bytes,
+            "tensors": forms.iter().map(tensor).collect::<Vec<_>>(),
+        }))?);
+    }
+    let mut lines =
+        vec![format!("weights   {}", weights.origin), format!("format    {}", weights.format.describe())];
+    if weights.file_count() > 1 {
+        lines.push(format!("files     {}", weights.file_count()));
+    }
+    if !weights.container.is_empty() {
+        lines.push(format!("taken     {}", weights.container.join(".")));
+    }
+    if !weights.left_out.is_empty() {
+        lines.push(format!("left out  {}", weights.left_out.join(", ")));
+    }
+    if !weights.prefix.is_empty() {
+        lines.push(format!("prefix    {} (removed from the names)", weights.prefix));
+    }
+    if weights.other_values > 0 {
+        lines.push(format!("besides   {} values that are no tensors", weights.other_values));
+    }
+    lines.extend(weights.metadata.iter().map(|(key, value)| format!("metadata  {key}: {value}")));
+    lines.push(String::new());
+    let mut table = vec![["tensor", "type", "shape", "numbers", "bytes"].map(str::to_owned)];
+    table.extend(forms.iter().map(|(name, form)| {
         [
-            name.clone(),
-            format!("{:?}", tensor.kind()),
-            format!("{:?}", tensor.size()),
-            reporting::format::count(tensor.numel() as u64),
+            (*name).to_owned(),
+            form.dtype.name().to_owned(),
+            format!("{:?}", form.shape),
+            reporting::format::count(numbers(form)),
+            reporting::format::count(bytes(form)),
         ]
     }));
-    let numbers: u64 = tensors.values().map(|tensor| tensor.numel() as u64).sum();
     table.push([
         "total".to_owned(),
         String::new(),
-        format!("{} tensors", tensors.len()),
-        reporting::format::count(numbers),
+        format!("{} tensors", forms.len()),
+        reporting::format::count(total),
+        reporting::format::count(total_bytes),
     ]);
-    print(&align(&table, 3))
+    lines.push(align(&table, 3));
+    print(&lines.join("\n"))
 }

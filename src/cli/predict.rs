@@ -18,8 +18,14 @@ pub fn run<F: Family>(arguments: &PredictArgs) -> Result<()> {
     if arguments.top_k == 0 {
         bail_input!("--top-k must be at least 1");
     }
-    let inputs = expand(&arguments.inputs)?;
-    let mut session = Session::<F>::open(&arguments.run)?;
+    let mut run = arguments.run.clone();
+    let mut inputs = arguments.inputs.clone();
+    if run.weights.model.is_some() {
+        // Without a run, the first path is an input too.
+        inputs.splice(0..0, run.run.take());
+    }
+    let inputs = expand(&inputs)?;
+    let mut session = Session::<F>::open(&run)?;
     let predictions = F::predict(&mut session.task, &session.recipe, &inputs, arguments.top_k)?;
     match arguments.format {
         PredictFormat::Table => print(&table(&predictions)),

@@ -1,6 +1,6 @@
 //! From arguments to a resolved recipe, and from a run folder back to its model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -10,13 +10,13 @@ use super::args::{RunArgs, TrainArgs};
 use super::family::{Family, FamilyRecipe};
 use crate::native::{random, system};
 use crate::recipe::{self, differences};
-use crate::reporting::Log;
+use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
-use crate::training::checkpoint::{Environment, load_weights};
+use crate::training::checkpoint::{Environment, load_weights, read_progress};
 use crate::training::config::{MAY_CHANGE_ON_RESUME, TrainingConfig};
 use crate::training::run::{find_checkpoint, read_recipe};
 use crate::weights;
-use crate::{bad_input, bail_input};
+use crate::{bad_input, bail_input, files};
 
 /// The recipe of a new run: preset or file, then flags, then `--set`.
 pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
@@ -160,16 +160,13 @@ pub fn environment(config: &TrainingConfig) -> Result<Environment> {
 
 /// Makes the model of a recipe: seeded, so that the weights are those of PyTorch under the same seed, then, for a `fresh` run, overwritten
 /// by `init_from`.
-pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool) -> Result<F::Task> {
+pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool, log: &Log) -> Result<F::Task> {
     random::manual_seed(recipe.training.seed)?;
     let task = F::build(recipe, device)?;
     if let Some(source) = recipe.training.init_from.as_ref().filter(|_| fresh) {
-        let file = match source.is_dir() {
-            true => crate::training::checkpoint::weights_file(&find_checkpoint(source, None)?),
-            false => source.clone(),
-        };
-        let tensors = weights::read_safetensors(&file)?;
-        weights::load_into(task.parameters(), &tensors)?.require_complete(&file.display().to_string())?;
+        for note in weights::load(task.parameters(), source, recipe.training.init_strict)?.notes {
+            log.warning(note);
+        }
     }
     task.parameters().freeze(&recipe.training.freeze)?;
     recipe.training.fine_tune.apply(task.parameters(), task.head_name())?;
@@ -182,31 +179,87 @@ pub struct Session<F: Family> {
     pub recipe: FamilyRecipe<F>,
     /// With the checkpoint's weights.
     pub task: F::Task,
-    /// Where the weights come from.
-    pub checkpoint: PathBuf,
+    /// Where the weights come from, for people.
+    pub origin: String,
+    /// The step of the run's checkpoint; `None` for weights from elsewhere.
+    pub step: Option<u64>,
 }
 
 impl<F: Family> Session<F> {
-    /// Loads a checkpoint of a run.
+    /// Loads a checkpoint of a run, or an architecture with weights from elsewhere.
     pub fn open(arguments: &RunArgs) -> Result<Self> {
-        let mut recipe = trained_recipe::<F>(&arguments.run)?;
-        let mut settings = Vec::new();
-        arguments.device.settings(&mut settings);
+        match (&arguments.run, &arguments.weights.model, &arguments.weights.init_from) {
+            (Some(run), None, _) => Self::of_run(run, arguments),
+            (None, Some(name), Some(source)) => Self::of_weights(name, source, arguments),
+            (Some(run), Some(_), _) => {
+                bail_input!("{} and --model: give a run, or an architecture with --init-from", run.display())
+            }
+            _ => bail_input!("give a run folder, or --model NAME with --init-from FILE"),
+        }
+    }
+
+    fn of_run(run: &Path, arguments: &RunArgs) -> Result<Self> {
+        let mut recipe = trained_recipe::<F>(run)?;
         // The run's own device may not exist here; its precision still says how it is meant to be computed.
         recipe.training.device = "auto".to_owned();
-        let mut value = serde_json::to_value(&recipe)?;
-        for (key, setting) in settings {
-            recipe::set(&mut value, key, setting)?;
-        }
-        let mut recipe = typed::<F>(value, &format!("the recipe of {}", arguments.run.display()))?;
-        recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
-        recipe.training.validate()?;
+        let origin = format!("the recipe of {}", run.display());
+        let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
+        F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let task = F::build(&recipe, device)?;
-        let checkpoint = find_checkpoint(&arguments.run, arguments.checkpoint.as_deref())?;
+        let checkpoint = find_checkpoint(run, arguments.checkpoint.as_deref())?;
         load_weights(&checkpoint, task.parameters())?;
-        Ok(Self { recipe, task, checkpoint })
+        let step = read_progress(&checkpoint)?.step;
+        Ok(Self { recipe, task, origin: format!("checkpoint of step {step}"), step: Some(step) })
     }
+
+    fn of_weights(name: &str, source: &Path, arguments: &RunArgs) -> Result<Self> {
+        let weights = weights::open(source)?;
+        let classes = arguments.weights.classes.as_deref().map(read_classes).transpose()?;
+        let recipe = F::recipe_of_weights(name, &weights, classes, &arguments.weights.set)?;
+        let mut recipe = with_arguments::<F>(&recipe, arguments, "the recipe of --model")?;
+        let device = prepare(&mut recipe.training)?;
+        let task = F::build(&recipe, device)?;
+        let weights::Loaded { report, notes } =
+            weights::load_opened(task.parameters(), &weights, arguments.weights.strict)?;
+        // A head that was never trained would answer at random.
+        if !report.mismatched.is_empty() {
+            report.require_complete(&weights.origin)?;
+        }
+        let log = Log::new(Verbosity::from_flags(false, true));
+        for note in notes {
+            log.warning(note);
+        }
+        Ok(Self { recipe, task, origin: weights.origin, step: None })
+    }
+}
+
+/// A recipe with what the arguments say about device and batches.
+fn with_arguments<F: Family>(
+    recipe: &FamilyRecipe<F>,
+    arguments: &RunArgs,
+    origin: &str,
+) -> Result<FamilyRecipe<F>> {
+    let mut settings = Vec::new();
+    arguments.device.settings(&mut settings);
+    let mut value = serde_json::to_value(recipe)?;
+    for (key, setting) in settings {
+        recipe::set(&mut value, key, setting)?;
+    }
+    let mut recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
+    recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
+    recipe.training.validate()?;
+    Ok(recipe)
+}
+
+/// The names of classes in a file, one a line.
+fn read_classes(path: &Path) -> Result<Vec<String>> {
+    let text = files::read_text(path)?;
+    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    if names.is_empty() || names.iter().any(String::is_empty) {
+        bail_input!("{} must name one class on every line", path.display());
+    }
+    Ok(names)
 }
 
 /// The recipe that a run was trained with.

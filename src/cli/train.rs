@@ -43,7 +43,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         Some(path) => find_checkpoint(path, Some("last")).is_err(),
         None => true,
     };
-    let mut task = session::build::<F>(&recipe, device, fresh)?;
+    let mut task = session::build::<F>(&recipe, device, fresh, &log)?;
     trainer::check(&task, &data, &recipe.training)?;
 
     let fingerprint = DataFingerprint::of(&data)?;

@@ -3,9 +3,9 @@
 use std::io::Cursor;
 
 use anyhow::Result;
-use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
+use super::resize::Resize;
 use crate::{bad_input, bail_input};
 
 /// Images with more pixels are refused before they are decoded: Pillow's limit for decompression bombs.
@@ -49,17 +49,30 @@ impl RawImage<'_> {
         }
     }
 
-    /// Appends the image in the form asked for, `[channel, height, width]`. The shorter side is scaled to the form's, bilinearly with
-    /// antialiasing, and the middle cut out, as torchvision's `Resize` and `CenterCrop` do.
-    pub fn append_fitted(&self, form: ImageForm, pixels: &mut Vec<u8>) -> Result<()> {
-        match self {
-            Self::Planar { form: own, pixels: bytes } if *own == form => {
+    /// Appends the image in the form asked for, `[channel, height, width]`: as it is where it has that size and `resize` asks for no scaling
+    /// beforehand, else scaled and its middle cut out.
+    pub fn append_fitted(&self, form: ImageForm, resize: Resize, pixels: &mut Vec<u8>) -> Result<()> {
+        let same = self.size() == form.size && resize.shorter_side.is_none();
+        let planes = |pixels: &mut Vec<u8>| match self {
+            Self::Planar { form: own, pixels: bytes } if own.channels == form.channels => {
                 pixels.extend_from_slice(bytes);
                 Ok(())
             }
-            Self::Planar { form: own, pixels: bytes } => append_planar(&to_image(*own, bytes)?, form, pixels),
-            Self::Decoded(image) => append_planar(image, form, pixels),
+            Self::Planar { form: own, pixels: bytes } => {
+                append_planar(&to_image(*own, bytes)?, form.channels, pixels)
+            }
+            Self::Decoded(image) => append_planar(image, form.channels, pixels),
+        };
+        if same {
+            return planes(pixels);
         }
+        let mut whole = Vec::new();
+        planes(&mut whole)?;
+        let [height, width] = self.size();
+        for plane in whole.chunks_exact(height * width) {
+            resize.append_plane(plane, self.size(), form.size, pixels);
+        }
+        Ok(())
     }
 }
 
@@ -89,16 +102,12 @@ pub fn decode(name: &str, content: &[u8]) -> Result<DynamicImage> {
     Ok(image)
 }
 
-fn append_planar(image: &DynamicImage, form: ImageForm, pixels: &mut Vec<u8>) -> Result<()> {
-    let [height, width] = form.size.map(|side| side as u32);
-    let fitted = match (image.height(), image.width()) == (height, width) {
-        true => image,
-        false => &image.resize_to_fill(width, height, FilterType::Triangle),
-    };
-    match form.channels {
-        1 => pixels.extend_from_slice(fitted.to_luma8().as_raw()),
+/// Appends an image's channels, each a plane.
+fn append_planar(image: &DynamicImage, channels: usize, pixels: &mut Vec<u8>) -> Result<()> {
+    match channels {
+        1 => pixels.extend_from_slice(image.to_luma8().as_raw()),
         3 => {
-            let interleaved = fitted.to_rgb8();
+            let interleaved = image.to_rgb8();
             for channel in 0..3 {
                 pixels.extend(interleaved.as_raw().iter().skip(channel).step_by(3));
             }
@@ -108,7 +117,7 @@ fn append_planar(image: &DynamicImage, form: ImageForm, pixels: &mut Vec<u8>) ->
     Ok(())
 }
 
-/// Bytes in memory as an image, to scale them.
+/// Bytes in memory as an image, to change its channels.
 fn to_image(form: ImageForm, pixels: &[u8]) -> Result<DynamicImage> {
     let [height, width] = form.size;
     let plane = height * width;
@@ -121,7 +130,7 @@ fn to_image(form: ImageForm, pixels: &[u8]) -> Result<DynamicImage> {
         }
         _ => None,
     };
-    image.ok_or_else(|| bad_input!("images of {} channels cannot be scaled", form.channels))
+    image.ok_or_else(|| bad_input!("images of {} channels cannot be converted", form.channels))
 }
 
 #[cfg(test)]
@@ -134,10 +143,10 @@ mod tests {
         let bytes: Vec<u8> = vec![10, 10, 10, 10, 20, 20, 20, 20, 30, 30, 30, 30];
         let raw = RawImage::Planar { form, pixels: &bytes };
         let mut same = Vec::new();
-        raw.append_fitted(form, &mut same)?;
+        raw.append_fitted(form, Resize::default(), &mut same)?;
         assert_eq!(same, bytes);
         let mut larger = Vec::new();
-        raw.append_fitted(ImageForm { channels: 3, size: [4, 4] }, &mut larger)?;
+        raw.append_fitted(ImageForm { channels: 3, size: [4, 4] }, Resize::default(), &mut larger)?;
         assert_eq!(larger, [[10; 16], [20; 16], [30; 16]].concat());
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::image_list::{is_list, read_list};
 use super::image_source::{EncodedImages, ImageSource, ImageStore};
 use super::image_tree::{LabelledImages, Part, is_image_name, member_names, read_archives, read_folder};
 use super::order::hold_out;
+use super::resize::Resize;
 use super::{Batch, Dataset, Draw, Splits, cifar, idx};
 use crate::recipe::nearest_hint;
 use crate::reporting::png_thumbnail;
@@ -40,6 +41,9 @@ pub struct ImageDataConfig {
     pub channels: Option<usize>,
     /// Height and width that images are scaled and cut to; their own, which must then be one, if left out.
     pub image_size: Option<[usize; 2]>,
+    /// How they are scaled to it.
+    #[serde(default)]
+    pub resize: Resize,
     /// Mean of each channel, of values in 0..1, subtracted from the input. One value serves all channels.
     #[serde(default = "zero")]
     pub mean: Vec<f64>,
@@ -151,6 +155,17 @@ impl ImageDataConfig {
         if self.image_size.is_some_and(|size| size.contains(&0)) {
             bail_input!("data.image_size must be at least 1 × 1");
         }
+        if let Some(side) = self.resize.shorter_side {
+            match self.image_size {
+                Some([height, width]) if side < height.max(width) => bail_input!(
+                    "data.resize.shorter_side is {side}, too small to cut data.image_size, {height} × {width}, out of it"
+                ),
+                Some(_) => {}
+                None => bail_input!(
+                    "data.resize.shorter_side needs data.image_size, which is cut out of the scaled image"
+                ),
+            }
+        }
         if self.mean.is_empty()
             || self.std.is_empty()
             || self.std.iter().any(|&value| value.is_nan() || value <= 0.0)
@@ -195,6 +210,7 @@ impl ImageDataConfig {
             samples,
             form,
             free_size,
+            resize: self.resize,
             augment: augment.clone(),
             features: None,
             labels_per_image: opened.classes.as_ref().filter(|_| self.multi_label).map(Vec::len),
@@ -424,6 +440,7 @@ pub struct ImageDataset {
     form: ImageForm,
     /// Whether images of other sizes are scaled; else they are errors.
     free_size: bool,
+    resize: Resize,
     augment: Arc<AugmentConfig>,
     /// What batches hold in place of pixels.
     features: Option<Arc<Features>>,
@@ -467,7 +484,7 @@ impl ImageDataset {
         if !self.free_size {
             require_size(&self.describe(sample), image.size(), self.form)?;
         }
-        image.append_fitted(self.form, pixels)
+        image.append_fitted(self.form, self.resize, pixels)
     }
 
     /// Refuses labels that the model has no output for.
@@ -602,7 +619,7 @@ impl Dataset for ImageDataset {
 }
 
 /// Decodes an image file to the form of a model's input.
-pub fn decode_file(path: &Path, form: ImageForm, pixels: &mut Vec<u8>) -> Result<()> {
+pub fn decode_file(path: &Path, form: ImageForm, resize: Resize, pixels: &mut Vec<u8>) -> Result<()> {
     let image = decode(&path.display().to_string(), &files::read(path)?)?;
-    super::decode::RawImage::Decoded(image).append_fitted(form, pixels)
+    super::decode::RawImage::Decoded(image).append_fitted(form, resize, pixels)
 }

@@ -14,6 +14,7 @@ pub mod image_tree;
 pub mod images;
 pub mod loader;
 pub mod order;
+pub mod resize;
 
 use anyhow::Result;
 use fingerprint::Fingerprint;

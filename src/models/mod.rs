@@ -19,6 +19,7 @@ pub mod lenet;
 pub mod mlp;
 pub mod mobilenet;
 mod parameters;
+pub mod pretrained;
 pub mod resnet;
 pub mod resnet_cifar;
 pub mod small_cnn;

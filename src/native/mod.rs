@@ -4,6 +4,7 @@
 //! function works on whatever device its tensors are on.
 
 mod ffi;
+pub mod file_map;
 pub mod gradients;
 pub mod layout;
 pub mod loss_scaling;

@@ -58,8 +58,10 @@ pub struct TrainingConfig {
     pub class_weights: Option<ClassWeights>,
     /// Decay of an exponential moving average of the weights, which evaluation then uses.
     pub ema: Option<f64>,
-    /// A run folder or weights file whose values training starts from.
+    /// A run folder or weights (`weights::open`) whose values training starts from.
     pub init_from: Option<PathBuf>,
+    /// Whether weights to start from must fit the model to the last tensor.
+    pub init_strict: bool,
     /// Patterns of parameters that are not trained.
     pub freeze: Vec<String>,
     /// Which parts of a pretrained network learn, from when on, and how fast.
@@ -122,6 +124,7 @@ impl Default for TrainingConfig {
             class_weights: None,
             ema: None,
             init_from: None,
+            init_strict: false,
             freeze: Vec::new(),
             fine_tune: FineTuneConfig::default(),
             metric: "loss".to_owned(),

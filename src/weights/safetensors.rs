@@ -9,6 +9,8 @@ use safetensors::tensor::{Dtype, SafeTensors, View, serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::NamedTensors;
+use super::content::{Format, Layout, Weights};
+use crate::native::file_map::FileMap;
 use crate::{bad_input, bail_input, files};
 
 /// A tensor's bytes as the format stores them.
@@ -71,33 +73,58 @@ fn bytes_of(tensor: &Tensor) -> Result<Bytes> {
 
 /// Reads all tensors of a file.
 pub fn read_safetensors(path: &Path) -> Result<NamedTensors> {
-    let content = files::read(path)?;
-    let parsed = SafeTensors::deserialize(&content)
-        .map_err(|error| bad_input!("{} is no whole safetensors file: {error}", path.display()))?;
-    parsed
-        .iter()
-        .map(|(name, view)| {
-            let kind = match view.dtype() {
-                Dtype::F64 => Kind::Double,
-                Dtype::F32 => Kind::Float,
-                Dtype::F16 => Kind::Half,
-                Dtype::BF16 => Kind::BFloat16,
-                Dtype::I64 => Kind::Int64,
-                Dtype::I32 => Kind::Int,
-                Dtype::I16 => Kind::Int16,
-                Dtype::I8 => Kind::Int8,
-                Dtype::U8 => Kind::Uint8,
-                Dtype::BOOL => Kind::Bool,
-                other => {
-                    bail_input!("{}: `{name}` has the type {other:?}, which is not supported", path.display())
-                }
-            };
-            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-            let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)
-                .with_context(|| format!("reading `{name}` of {}", path.display()))?;
-            Ok((name.to_owned(), tensor))
-        })
-        .collect()
+    open_safetensors(FileMap::open(path)?)?.tensors()
+}
+
+/// Opens a file; its values are read when asked for.
+pub fn open_safetensors(file: FileMap) -> Result<Weights> {
+    let path = file.path().display().to_string();
+    let (header, metadata) = SafeTensors::read_metadata(&file)
+        .map_err(|error| bad_input!("{path} is no whole safetensors file: {error}"))?;
+    let mut weights = Weights::new(file, Format::Safetensors);
+    // The header's length stands before it, in eight bytes.
+    let start = header + 8;
+    for (name, info) in metadata.tensors() {
+        let dtype = match info.dtype {
+            Dtype::F64 => super::Dtype::Float64,
+            Dtype::F32 => super::Dtype::Float32,
+            Dtype::F16 => super::Dtype::Float16,
+            Dtype::BF16 => super::Dtype::BFloat16,
+            Dtype::F8_E4M3 => super::Dtype::Float8E4M3Fn,
+            Dtype::F8_E4M3FNUZ => super::Dtype::Float8E4M3FnUz,
+            Dtype::F8_E5M2 => super::Dtype::Float8E5M2,
+            Dtype::F8_E5M2FNUZ => super::Dtype::Float8E5M2FnUz,
+            Dtype::I64 => super::Dtype::Int64,
+            Dtype::I32 => super::Dtype::Int32,
+            Dtype::I16 => super::Dtype::Int16,
+            Dtype::I8 => super::Dtype::Int8,
+            Dtype::U64 => super::Dtype::UInt64,
+            Dtype::U32 => super::Dtype::UInt32,
+            Dtype::U16 => super::Dtype::UInt16,
+            Dtype::U8 => super::Dtype::UInt8,
+            Dtype::BOOL => super::Dtype::Bool,
+            Dtype::C64 => super::Dtype::Complex64,
+            other => bail_input!("{path}: `{name}` has the type {other:?}, which is not supported"),
+        };
+        let (first, end) = info.data_offsets;
+        let storage = weights.add_storage(start + first..start + end);
+        let shape: Vec<u64> = info.shape.iter().map(|&size| size as u64).collect();
+        let strides = contiguous(&shape);
+        weights.add(name.clone(), Layout { storage, dtype, shape, strides, offset: 0 })?;
+    }
+    weights.metadata =
+        metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok(weights)
+}
+
+/// The strides of a tensor whose values lie in a row.
+fn contiguous(shape: &[u64]) -> Vec<u64> {
+    let mut strides = vec![1u64; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        // Too large a product is found again, and refused, where the tensor is added.
+        strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension].max(1));
+    }
+    strides
 }
 
 #[cfg(test)]
