@@ -29,10 +29,10 @@ find_python() {
     require_packages "is broken: remove it and run this again."
 }
 
-# require_packages OTHERWISE: whether `python` has PyTorch at the pinned version, and safetensors.
+# require_packages OTHERWISE: whether `python` has PyTorch at the pinned version, safetensors and torchvision.
 require_packages() {
     local pinned found
     pinned=$(sed -n 's/^torch==//p' "$requirements")
-    found=$("$python" -c 'import importlib.metadata as packages; packages.version("safetensors"); print(packages.version("torch"))' 2>/dev/null) || found=
+    found=$("$python" -c 'import importlib.metadata as packages; packages.version("safetensors"); packages.version("torchvision"); print(packages.version("torch"))' 2>/dev/null) || found=
     [[ ${found%%+*} == "$pinned" ]] || fail_input "$python $1"
 }

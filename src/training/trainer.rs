@@ -376,7 +376,7 @@ fn record(metrics: &mut MetricsLog, events: &mut EventWriter, split: Split, scor
 /// Writes how the trainable parameters (`weights/NAME`) and their gradients (`gradients/NAME`) are distributed.
 fn write_histograms<T: Task>(events: &mut EventWriter, task: &T, step: u64) -> Result<()> {
     let histogram = |tensor: &Tensor| -> Result<Histogram> {
-        // The buckets are filled on the host.
+        // The buckets are filled on the CPU.
         let values = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?;
         Ok(Histogram::of(Vec::<f64>::try_from(values)?))
     };
