@@ -1,9 +1,14 @@
 //! Images are scaled as Pillow and torchvision do it.
 
 use serde_json::Value;
+use tch::{Kind, Tensor};
+use tch_suite::data::decode::ImageForm;
+use tch_suite::data::images::decode_file;
 use tch_suite::data::resize::{Interpolation, Resize};
+use tch_suite::models::pretrained::preprocessing_of;
+use tch_suite::weights::{self, TensorSource};
 
-use crate::support::fixture;
+use crate::support::{data, fixture};
 
 fn sides(value: &Value) -> [usize; 2] {
     serde_json::from_value(value.clone()).unwrap()
@@ -30,4 +35,23 @@ fn scaled_images_are_those_of_pillow_to_the_bit() {
         let expected: Vec<u8> = serde_json::from_value(case["pixels"].clone()).unwrap();
         assert_eq!(pixels, expected, "{image:?} {resize:?}");
     }
+}
+
+#[test]
+fn photographs_become_the_input_that_published_weights_were_tried_with() {
+    let Some(folder) = data("pretrained/efficientnet_lite0") else { return };
+    let expected = weights::open(&folder.join("expected.safetensors")).unwrap().tensor("input").unwrap();
+    let form = ImageForm { channels: 3, size: [224, 224] };
+    let preprocessing = preprocessing_of("efficientnet-lite0", 3, 224);
+    let mut pixels = Vec::new();
+    for name in ["china.jpg", "flower.jpg"] {
+        decode_file(&folder.join("images").join(name), form, preprocessing.resize, &mut pixels).unwrap();
+    }
+    let found = Tensor::from_data_size(&pixels, &[2, 3, 224, 224], Kind::Uint8).to_kind(Kind::Float);
+    let levels = (expected * preprocessing.std[0] + preprocessing.mean[0]) * 255.0;
+    let difference = (found - levels).abs();
+    // Decoders of JPEG differ by a level here and there.
+    let (largest, mean) =
+        (difference.max().double_value(&[]), difference.mean(Kind::Double).double_value(&[]));
+    assert!(largest < 4.0 && mean < 0.3, "largest {largest}, mean {mean}");
 }

@@ -13,11 +13,11 @@ pub enum CommonVerb {
     /// Train from a recipe, from given weights, or continue a run exactly
     Train(Box<TrainArgs>),
     /// Metrics of a run on one part of its data
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Predictions for files
-    Predict(PredictArgs),
+    Predict(Box<PredictArgs>),
     /// Write files that Python loads
-    Export(ExportArgs),
+    Export(Box<ExportArgs>),
     /// What is in a run, a weights file or an architecture
     Info(InfoArgs),
     /// Runs side by side: what differs in their recipes, their metrics, their curves

@@ -28,7 +28,7 @@ impl Repository {
             !part.is_empty() && *part != "." && *part != ".." && part.chars().all(allowed)
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if parts.len() < 2 || !parts.iter().all(|part| plain(&part)) {
+        if parts.len() < 2 || !parts.iter().all(plain) {
             bail_input!("hf:{text} names no repository: write hf:ORG/NAME or hf:ORG/NAME/FILE");
         }
         Ok(Self { name: parts[..2].join("/"), file: (parts.len() > 2).then(|| parts[2..].join("/")) })

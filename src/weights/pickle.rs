@@ -776,7 +776,7 @@ fn foreign(file: &str, module: &str, name: &str) -> anyhow::Error {
     }
 }
 
-/// Python's escapes in texts of protocol 0: `\uXXXX` and, in quoted texts, `\xXX`, `\n` and quotes.
+/// Python's escapes in texts of protocol 0: `\u` with four digits and, in quoted texts, `\x` with two, `\n` and quotes.
 fn unescape(text: &str, quoted: bool) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
