@@ -8,6 +8,7 @@ mod accumulation;
 mod bad_input;
 mod evaluation;
 mod export;
+mod fine_tuning;
 mod full_disk;
 mod images;
 mod information;

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use tch_suite::cli::cnn::Cnn;
 use tch_suite::cli::{Family, FamilyRecipe};
 use tch_suite::data::images::ImageBatch;
+use tch_suite::models::Parameters;
 use tch_suite::native::modes::InferenceMode;
 use tch_suite::recipe;
 use tch_suite::tasks;
@@ -96,7 +97,7 @@ pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
         },
     });
     let recipe: FamilyRecipe<Cnn> = recipe::typed(recipe, workload.name)?;
-    let task = Cnn::build(&recipe, Device::Cpu)?;
+    let task = Cnn::build(&recipe, Parameters::new(Device::Cpu))?;
     let pool = (0..options.pool.max(1))
         .map(|_| {
             let images = [size as i64, channels, height, width];

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tch_suite::cli::calibrate::{CalibrateArgs, calibrate};
 use tch_suite::cli::cnn::{BatchesArgs, Cnn, write_batches};
 use tch_suite::cli::{self, CommonVerb};
 
@@ -18,11 +19,14 @@ enum Verb {
     Common(CommonVerb),
     /// Write the first training batches as the network sees them, to compare with another framework's
     Batches(Box<BatchesArgs>),
+    /// Make a run's probabilities true: fit one temperature on its validation part
+    Calibrate(Box<CalibrateArgs>),
 }
 
 fn main() -> ExitCode {
     cli::main::<Arguments, Cnn>(|arguments| match arguments.verb {
         Verb::Common(verb) => cli::run_common::<Cnn>(verb),
         Verb::Batches(arguments) => write_batches(&arguments),
+        Verb::Calibrate(arguments) => calibrate(&arguments),
     })
 }

@@ -16,7 +16,7 @@ use crate::data::decode::ImageForm;
 use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Sequential};
-use crate::data::{Dataset, Draw, Splits};
+use crate::data::{Batch, Dataset, Draw, Splits};
 use crate::models::image::{self, ImageModelConfig, ImageShape, REGISTRY};
 use crate::models::pretrained::{Preprocessing, preprocessing_of};
 use crate::models::{Parameters, Role};
@@ -141,9 +141,9 @@ impl Family for Cnn {
         Ok(Splits { train: Arc::new(train), validation: validation.map(Arc::new), test: test.map(Arc::new) })
     }
 
-    fn build(recipe: &FamilyRecipe<Self>, device: Device) -> Result<ImageClassification> {
+    fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {
         let shape = recipe.model.shape()?;
-        let parameters = Parameters::new(device);
+        let device = parameters.device();
         let model = image::build(&parameters.root(), &recipe.model)?;
         let classes = recipe.data.classes.clone();
         let classes = classes.unwrap_or_else(|| (0..shape.classes).map(|class| class.to_string()).collect());
@@ -161,6 +161,10 @@ impl Family for Cnn {
         // Tensor cores want the channels innermost; libtorch's CPU kernels block the channels themselves.
         let channels_last = recipe.training.channels_last.unwrap_or(device.is_cuda());
         ImageClassification::new(parameters, model, &normalisation, classes, &loss, channels_last)
+    }
+
+    fn set_temperature(task: &mut ImageClassification, temperature: f64) {
+        task.set_temperature(temperature);
     }
 
     fn prepare_data(
@@ -371,6 +375,28 @@ fn features_of(
     interrupt: &Interrupt,
     bar: &Progress,
 ) -> Result<Option<Features>> {
+    let (mut shape, mut values) = (Vec::new(), Vec::new());
+    let went_through = for_each_batch(recipe, task, data, interrupt, bar, |pixels, _| {
+        let features = task.features(pixels)?;
+        shape = features.size()[1..].to_vec();
+        let features = features.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let start = values.len();
+        values.resize(start + features.numel(), 0.0f32);
+        Ok(features.f_copy_data(&mut values[start..], features.numel())?)
+    })?;
+    Ok(went_through.then_some(Features { shape, values }))
+}
+
+/// Goes through a data set in its own order, without gradients and in the recipe's arithmetic; pixels and labels come on the model's device. False if a
+/// signal came in between.
+pub(super) fn for_each_batch(
+    recipe: &FamilyRecipe<Cnn>,
+    task: &ImageClassification,
+    data: &Arc<ImageDataset>,
+    interrupt: &Interrupt,
+    bar: &Progress,
+    mut use_batch: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<bool> {
     let device = task.parameters().device();
     let settings = EvaluationSettings::of(&recipe.training);
     let _inference = InferenceMode::enter()?;
@@ -378,24 +404,16 @@ fn features_of(
     let batches = sampler.batches_per_epoch();
     let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
     let mut loader = Loader::new(data.clone(), Arc::new(sampler), config, Position { epoch: 0, batch: 0 })?;
-    let (mut shape, mut values) = (Vec::new(), Vec::new());
     for _ in 0..batches {
         if interrupt.asked() {
-            return Ok(None);
+            return Ok(false);
         }
-        let pixels = loader.next_batch()?.batch.images.f_to_device(device)?;
-        let features = {
-            let _autocast = settings.precision.autocast(device)?;
-            task.features(&pixels)?
-        };
-        shape = features.size()[1..].to_vec();
-        let features = features.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
-        let start = values.len();
-        values.resize(start + features.numel(), 0.0f32);
-        features.f_copy_data(&mut values[start..], features.numel())?;
+        let batch = loader.next_batch()?.batch.to_device(device)?;
+        let _autocast = settings.precision.autocast(device)?;
+        use_batch(&batch.images, &batch.labels)?;
         bar.advance(1);
     }
-    Ok(Some(Features { shape, values }))
+    Ok(true)
 }
 
 /// Arguments of `batches`.

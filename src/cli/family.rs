@@ -10,6 +10,7 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::data::{Dataset, Splits};
+use crate::models::Parameters;
 use crate::recipe::{Preset, Recipe};
 use crate::reporting::{Log, Report};
 use crate::tasks::{Evaluation, Task};
@@ -60,8 +61,12 @@ pub trait Family: Sized {
     /// Opens the data and writes into the recipe what they decide: number of classes, image size, class weights.
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Self::Dataset>>>;
 
-    /// Makes the model of a complete recipe with fresh weights, drawn from libtorch's default generator.
-    fn build(recipe: &FamilyRecipe<Self>, device: Device) -> Result<Self::Task>;
+    /// Makes the model of a complete recipe in `parameters`, which are empty and say whether initial weights are drawn (from libtorch's default
+    /// generator) and on which device.
+    fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<Self::Task>;
+
+    /// Divides the logits of a trained classifier by what `calibrate` found best.
+    fn set_temperature(_task: &mut Self::Task, _temperature: f64) {}
 
     /// Does once what training would do in every epoch, where the recipe allows it: a last chance to change the data before the first step. Told in the
     /// log. `None` if a signal came in between.
@@ -116,7 +121,7 @@ pub trait Family: Sized {
 /// A model on its own: its tensors and what it computes.
 pub struct Network {
     /// Its tensors.
-    pub parameters: crate::models::Parameters,
+    pub parameters: Parameters,
     /// Its forward pass in evaluation mode.
     #[allow(clippy::type_complexity)]
     pub forward: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,

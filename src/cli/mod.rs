@@ -3,6 +3,7 @@
 //! A binary names its [`Family`]; the verbs are written once against it. Data go to stdout, everything else to stderr.
 
 mod args;
+pub mod calibrate;
 pub mod cnn;
 mod compare;
 mod doctor;

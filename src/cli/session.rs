@@ -7,7 +7,9 @@ use serde_json::Value;
 use tch::Device;
 
 use super::args::{RunArgs, TrainArgs};
+use super::calibrate::Calibration;
 use super::family::{Family, FamilyRecipe};
+use crate::models::Parameters;
 use crate::native::{random, system};
 use crate::recipe::{self, differences};
 use crate::reporting::{Log, Verbosity};
@@ -162,7 +164,9 @@ pub fn environment(config: &TrainingConfig) -> Result<Environment> {
 /// by `init_from`.
 pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool, log: &Log) -> Result<F::Task> {
     random::manual_seed(recipe.training.seed)?;
-    let task = F::build(recipe, device)?;
+    // What comes from a checkpoint needs no draws.
+    let parameters = if fresh { Parameters::new(device) } else { Parameters::undrawn(device) };
+    let task = F::build(recipe, parameters)?;
     if let Some(source) = recipe.training.init_from.as_ref().filter(|_| fresh) {
         for note in weights::load(task.parameters(), source, recipe.training.init_strict)?.notes {
             log.warning(note);
@@ -206,10 +210,13 @@ impl<F: Family> Session<F> {
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
         F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
-        let task = F::build(&recipe, device)?;
+        let mut task = F::build(&recipe, Parameters::undrawn(device))?;
         let checkpoint = find_checkpoint(run, arguments.checkpoint.as_deref())?;
         load_weights(&checkpoint, task.parameters())?;
         let step = read_progress(&checkpoint)?.step;
+        if let Some(calibration) = Calibration::read(run)?.filter(|calibration| calibration.step == step) {
+            F::set_temperature(&mut task, calibration.temperature);
+        }
         Ok(Self { recipe, task, origin: format!("checkpoint of step {step}"), step: Some(step) })
     }
 
@@ -219,7 +226,7 @@ impl<F: Family> Session<F> {
         let recipe = F::recipe_of_weights(name, &weights, classes, &arguments.weights.set)?;
         let mut recipe = with_arguments::<F>(&recipe, arguments, "the recipe of --model")?;
         let device = prepare(&mut recipe.training)?;
-        let task = F::build(&recipe, device)?;
+        let task = F::build(&recipe, Parameters::undrawn(device))?;
         let weights::Loaded { report, notes } =
             weights::load_opened(task.parameters(), &weights, arguments.weights.strict)?;
         // A head that was never trained would answer at random.
