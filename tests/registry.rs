@@ -8,10 +8,10 @@ use tch::{Device, Kind, Tensor};
 use tch_suite::models::image::{self, ImageModel, ImageModelConfig, REGISTRY};
 use tch_suite::models::{Parameters, Role};
 use tch_suite::native::random::manual_seed;
-use tch_suite::weights::{load_into, read_safetensors, tensors_of, write_safetensors};
+use tch_suite::weights::{load, load_into, read_safetensors, tensors_of, write_safetensors};
 
 use crate::support::process::done;
-use crate::support::{Scratch, assert_close, exclusive_generator, fixture, formula, numbers};
+use crate::support::{Scratch, assert_close, data, exclusive_generator, fixture, formula, numbers};
 
 /// Names every model of the registry must have a reference under, `scripts/references/image_models.py`.
 const WITHOUT_TORCHVISION: [&str; 9] = [
@@ -146,6 +146,23 @@ fn outputs_and_sizes_are_torchvisions() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn published_weights_give_their_published_logits() -> Result<()> {
+    let Some(folder) = data("pretrained/efficientnet_lite0") else { return Ok(()) };
+    let _lock = exclusive_generator();
+    let _guard = tch::no_grad_guard();
+    let config = ImageModelConfig { num_classes: Some(1000), ..config("efficientnet-lite0", 224) };
+    let parameters = Parameters::undrawn(Device::Cpu);
+    let model = image::build(&parameters.root(), &config)?;
+    let loaded = load(&parameters, &folder.join("efficientnet-lite0-57934424.pth"), true)?;
+    assert!(loaded.report.is_complete(), "{}", loaded.report.describe());
+    let expected = read_safetensors(&folder.join("expected.safetensors"))?;
+    let logits = model.forward(&expected["input"], false);
+    let difference = (logits - &expected["logits"]).abs().max().double_value(&[]);
+    assert!(difference < 1e-3, "logits are {difference} apart");
+    Ok(())
 }
 
 #[test]

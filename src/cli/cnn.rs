@@ -68,6 +68,7 @@ impl Family for Cnn {
             "resnet18",
             "resnet34",
             "resnet50",
+            "efficientnet-lite0-finetune",
         ]
     }
 

@@ -109,7 +109,7 @@ pub fn metric(name: &str, value: f64) -> String {
 /// Whether a metric of this name is a share of one that people read as a percentage.
 pub fn is_fraction(name: &str) -> bool {
     parts(name).any(|part| matches!(part, "accuracy" | "precision" | "recall" | "f1"))
-        || matches!(name, "data_wait" | "exact_match")
+        || matches!(name, "data_wait" | "exact_match" | "ece")
 }
 
 /// Which way a metric gets better, where its name tells.
@@ -123,8 +123,20 @@ pub enum Better {
 
 /// Which way the metric of this name gets better; `None` for a name that is not known.
 pub fn better(name: &str) -> Option<Better> {
-    let lower =
-        ["loss", "perplexity", "mse", "rmse", "mae", "mape", "smape", "error", "deviance", "aic", "bic"];
+    let lower = [
+        "loss",
+        "perplexity",
+        "mse",
+        "rmse",
+        "mae",
+        "mape",
+        "smape",
+        "error",
+        "deviance",
+        "aic",
+        "bic",
+        "ece",
+    ];
     let higher = [
         "accuracy",
         "precision",
