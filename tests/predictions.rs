@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::Scratch;
 use crate::support::process::{cnn, done, run_with_input};
 use crate::support::runs::train;
 use crate::support::small_data::{self, CLASSES, Noise, SIDE};
+use crate::support::{Scratch, data};
 
 /// A trained run and one picture of each class, in a folder.
 fn place() -> (Scratch, PathBuf, Vec<PathBuf>) {
@@ -114,4 +114,37 @@ fn pictures_of_other_sizes_and_colours_are_fitted() {
     image::RgbImage::from_fn(side, side, pixel).save(&path).unwrap();
     let line = predicted(&run, "jsonl", &[&path.display().to_string()]);
     assert!(line.contains("south-east"), "{line}");
+}
+
+#[test]
+fn published_weights_classify_photographs_as_published() {
+    let Some(folder) = data("pretrained/efficientnet_lite0") else { return };
+    let path = |name: &str| folder.join(name).display().to_string();
+    let expected: Value =
+        serde_json::from_str(&std::fs::read_to_string(path("expected_top5.json")).unwrap()).unwrap();
+    for (image, ranked) in expected["top5"].as_object().unwrap() {
+        let (weights, classes) = (path("efficientnet-lite0-57934424.pth"), path("imagenet_classes.txt"));
+        let from = ["--model", "efficientnet-lite0", "--init-from", &weights, "--classes", &classes];
+        let input = path(&format!("images/{image}"));
+        let form = ["--top-k", "20", "--format", "jsonl"];
+        let found = done(["predict", &input].iter().chain(&from).chain(&form)).stdout;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        let found = found["top"].as_array().unwrap();
+        let ranked = ranked.as_array().unwrap();
+        assert_eq!(found[0]["label"], ranked[0]["class"], "{image}");
+        let place = |class: &Value| found.iter().position(|one| one["label"] == *class).unwrap();
+        for (number, one) in ranked.iter().enumerate() {
+            let probability = found[place(&one["class"])]["probability"].as_f64().unwrap();
+            let difference = (probability - one["probability"].as_f64().unwrap()).abs();
+            assert!(difference < 0.02, "{image}, {}: {difference}", one["class"]);
+            // The order holds where the logits are apart.
+            for later in &ranked[number + 1..] {
+                let apart = one["logit"].as_f64().unwrap() - later["logit"].as_f64().unwrap();
+                assert!(
+                    apart <= 0.1 || place(&one["class"]) < place(&later["class"]),
+                    "{image}: {one} and {later}"
+                );
+            }
+        }
+    }
 }
