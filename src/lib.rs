@@ -32,6 +32,7 @@ pub mod files;
 pub mod models;
 pub mod native;
 pub mod recipe;
+pub mod regression;
 pub mod reporting;
 pub mod tasks;
 pub mod training;

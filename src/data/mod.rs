@@ -13,6 +13,7 @@ pub mod image_tree;
 pub mod images;
 pub mod loader;
 pub mod order;
+pub mod table;
 
 use anyhow::Result;
 use tch::Device;

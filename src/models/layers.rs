@@ -47,6 +47,12 @@ impl Linear {
         Ok(Self { name: scope.name().to_owned(), weight, bias: Some(bias) })
     }
 
+    /// `nn.Linear(bias=False)`.
+    pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Result<Self> {
+        let weight = scope.parameter("weight", kaiming_uniform(&[outputs, inputs], inputs)?)?;
+        Ok(Self { name: scope.name().to_owned(), weight, bias: None })
+    }
+
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let output = input.linear(&self.weight, self.bias.as_ref());
@@ -126,6 +132,7 @@ impl Conv2d {
 #[derive(Debug)]
 pub struct BatchNorm2d {
     name: String,
+    kind: &'static str,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
@@ -140,6 +147,7 @@ impl BatchNorm2d {
     pub fn new(scope: &Scope, channels: i64) -> Result<Self> {
         Ok(Self {
             name: scope.name().to_owned(),
+            kind: "BatchNorm2d",
             weight: scope.parameter("weight", Tensor::f_ones([channels], CPU_FLOAT)?)?,
             bias: scope.parameter("bias", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
             running_mean: scope.buffer("running_mean", Tensor::f_zeros([channels], CPU_FLOAT)?)?,
@@ -149,6 +157,11 @@ impl BatchNorm2d {
             momentum: 0.1,
             eps: 1e-5,
         })
+    }
+
+    /// `nn.BatchNorm1d`: the same for rows `[batch, channels]`.
+    pub fn of_rows(scope: &Scope, channels: i64) -> Result<Self> {
+        Ok(Self { kind: "BatchNorm1d", ..Self::new(scope, channels)? })
     }
 
     /// `[batch, channels, height, width]`; changes the running statistics when training.
@@ -166,7 +179,7 @@ impl BatchNorm2d {
             self.eps,
             true,
         );
-        record(&self.name, "BatchNorm2d", &output, &[Some(&self.weight), Some(&self.bias)], || 0);
+        record(&self.name, self.kind, &output, &[Some(&self.weight), Some(&self.bias)], || 0);
         output
     }
 }

@@ -12,6 +12,7 @@ pub mod resnet;
 pub mod resnet_cifar;
 pub mod small_cnn;
 pub mod summary;
+pub mod table_network;
 
 pub use parameters::{Entry, Parameters, Role, Scope, name_pattern};
 

@@ -2,6 +2,7 @@
 
 pub mod classification;
 pub mod image_classification;
+pub mod table_prediction;
 
 use anyhow::Result;
 use serde_json::Value;
