@@ -73,13 +73,15 @@ pub trait Family: Sized {
     /// The outputs of a trained task's network.
     fn forward(task: &Self::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
 
-    /// Predictions for inputs of the command line.
+    /// Predictions for inputs of the command line. A family whose predictions are no ranked classes has a verb of its own.
     fn predict(
-        task: &mut Self::Task,
-        recipe: &FamilyRecipe<Self>,
-        inputs: &[PathBuf],
-        top_k: usize,
-    ) -> Result<Vec<Prediction>>;
+        _task: &mut Self::Task,
+        _recipe: &FamilyRecipe<Self>,
+        _inputs: &[PathBuf],
+        _top_k: usize,
+    ) -> Result<Vec<Prediction>> {
+        crate::bail_input!("{} does not rank classes of files", Self::NAME)
+    }
 
     /// Adds what the family shows of an evaluation to a report.
     fn illustrate(

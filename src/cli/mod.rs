@@ -12,6 +12,7 @@ mod family;
 mod info;
 mod predict;
 mod recipes;
+pub mod regression;
 mod session;
 mod table;
 mod train;

@@ -8,7 +8,7 @@ use super::config::{Goal, MissingPolicy, TableDataConfig};
 use super::encoding::{Encoding, Feature, FeatureKind};
 use super::prepare::{Moments, RawBlock, Roles, classes_of, count_rows};
 use crate::bail_input;
-use crate::data::table::{ColumnRequest, ColumnType, TableReader, TableSource, Wanted};
+use crate::data::table::{ColumnType, TableReader, TableSource, Wanted};
 use crate::reporting::format::count;
 
 /// Rows that can be gone through as often as needed.
@@ -186,17 +186,7 @@ impl StreamedRows {
             encoding.features.push(Feature { name: feature.clone(), kind });
         }
         // From now on, categories are read as what they are known to be.
-        let mut roles = roles;
-        let mut requests = encoding.requests(data.unseen);
-        requests.push(ColumnRequest {
-            name: roles.target.clone(),
-            wanted: match &encoding.classes {
-                Some(classes) => Wanted::OneOf { levels: classes.clone(), otherwise: None },
-                None => Wanted::Number,
-            },
-        });
-        requests.extend(data.weights.iter().map(|name| ColumnRequest { name: name.clone(), wanted: Wanted::Number }));
-        roles.requests = requests;
+        let roles = Roles::known(&encoding, data);
 
         // Second pass: means and deviations.
         let of = |held_out: bool, rows: usize| StreamedRows {
@@ -218,6 +208,21 @@ impl StreamedRows {
         train.rows = learned;
         let test = (fraction > 0.0).then(|| of(true, rows as usize - learned));
         Ok(Streamed { encoding, train, test, warnings })
+    }
+}
+
+impl StreamedRows {
+    /// All rows of a table for a known encoding; how many there are is not known.
+    pub fn with(encoding: &Encoding, source: TableSource, data: &TableDataConfig, threads: usize) -> Self {
+        Self {
+            source,
+            data: TableDataConfig { test_fraction: 0.0, ..data.clone() },
+            roles: Roles::known(encoding, data),
+            rows: 0,
+            threads,
+            seed: 0,
+            held_out: false,
+        }
     }
 }
 

@@ -104,6 +104,15 @@ impl Encoding {
         self.features.iter().all(plain)
     }
 
+    /// Whether there is something to put in the place of every missing value.
+    pub fn is_filled(&self) -> bool {
+        let filled = |feature: &Feature| match &feature.kind {
+            FeatureKind::Number { fill, .. } => fill.is_some(),
+            FeatureKind::Category { fill, .. } => fill.is_some(),
+        };
+        self.features.iter().all(filled)
+    }
+
     /// Rows of the table `[rows, features]`, categories as codes and missing values as NaN, to rows of the design `[rows, columns]`. An
     /// unknown category is a row of zeros, which is the reference.
     pub fn encode(&self, rows: &Tensor) -> Result<Tensor> {

@@ -13,6 +13,7 @@ use super::design::{Block, Design, RowSource};
 use super::direct::{self, Normal};
 use super::encoding::Encoding;
 use super::objective::{Glm, Huber, Loss, Outcome};
+use super::scores::RowPredictor;
 use super::{interior, lbfgs, newton};
 use crate::weights::{NamedTensors, read_safetensors, write_safetensors};
 use crate::{bail_input, files, recipe};
@@ -33,6 +34,8 @@ pub struct LinearModel {
     pub coefficients: Vec<Vec<f64>>,
     /// The estimated scale of the residuals (`huber`).
     pub scale: Option<f64>,
+    /// Which quantile is predicted (`quantile`).
+    pub quantile: Option<f64>,
     /// How it was found.
     pub solver: SolverReport,
 }
@@ -92,6 +95,25 @@ impl LinearModel {
         self.loss().unwrap_or(Loss::Squared).mean(&predictor)
     }
 
+    /// What each row loses, given its linear predictors, in the measure of the model; none for squared errors.
+    fn losses(&self, predictor: &Tensor, mean: &Tensor, y: &Tensor) -> Result<Option<Tensor>> {
+        Ok(match self.model {
+            ModelName::Quantile => {
+                let quantile = self.quantile.unwrap_or(0.5);
+                let residual = y - predictor.f_squeeze_dim(1)?;
+                Some((&residual * quantile).f_maximum(&(&residual * (quantile - 1.0)))?)
+            }
+            ModelName::Poisson => {
+                let mean = mean.f_squeeze_dim(1)?;
+                Some((y.f_xlogy(&(y / &mean))? - (y - &mean)) * 2.0)
+            }
+            ModelName::Logistic | ModelName::Multinomial => {
+                self.loss().map(|loss| loss.of_rows(predictor, y)).transpose()?
+            }
+            _ => None,
+        })
+    }
+
     /// `weight` `[outputs, columns]` and `bias` `[outputs]`, float64.
     pub fn tensors(&self) -> Result<(Tensor, Tensor)> {
         let flat: Vec<f64> = self.coefficients.concat();
@@ -129,6 +151,23 @@ impl LinearModel {
     /// Whether a folder has such a model.
     pub fn is_in(folder: &Path) -> bool {
         folder.join(MODEL_JSON).is_file()
+    }
+}
+
+impl RowPredictor for LinearModel {
+    fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
+    fn predict(&self, rows: &Tensor) -> Result<Tensor> {
+        LinearModel::predict(self, rows)
+    }
+
+    fn predict_with_losses(&self, rows: &Tensor, y: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let predictor = self.predictor(rows)?;
+        let mean = self.loss().unwrap_or(Loss::Squared).mean(&predictor)?;
+        let losses = self.losses(&predictor, &mean, y)?;
+        Ok((mean, losses))
     }
 }
 
@@ -199,16 +238,31 @@ pub fn fit(
 ) -> Result<Fit> {
     let scaled = is_scaled(config, standardize);
     let design = Design::new(rows, encoding, config.intercept, scaled, device);
-    fit_design(config, &design, None)
+    fit_design(config, &design, Given::default())
 }
 
-/// Fits a design, from other coefficients where these are near.
-pub fn fit_design(config: &RegressionModelConfig, design: &Design, start: Option<&Tensor>) -> Result<Fit> {
+/// What is known before a fit, to spare work.
+#[derive(Clone, Copy, Default)]
+pub struct Given<'a> {
+    /// Coefficients of the design that are near, `[outputs, columns]`.
+    pub start: Option<&'a Tensor>,
+    /// The normal equations of the design.
+    pub normal: Option<&'a Normal>,
+}
+
+/// Fits a design.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given) -> Result<Fit> {
     let _guard = tch::no_grad_guard();
     let encoding = design.encoding();
     let classes = encoding.classes.as_ref().map_or(0, Vec::len);
     let outputs = loss_of(config.name, classes).map_or(1, Loss::outputs);
-    let (solver, reason) = choose(config, design.source().rows(), design.columns() * outputs);
+    let (mut solver, mut reason) = choose(config, design.source().rows(), design.columns() * outputs);
+    if given.normal.is_some() && solver == Solver::Qr && config.solver == Solver::Auto {
+        (solver, reason) = (Solver::Cholesky, "the normal equations are known".to_owned());
+    }
     let mut warnings = Vec::new();
     let mut report = SolverReport {
         name: solver,
@@ -229,8 +283,15 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, start: Option
                 Solver::Qr => direct::qr(design, l2)?,
                 Solver::Svd => direct::svd(design, l2)?,
                 _ => {
-                    let normal = Normal::of(design)?;
-                    match direct::from_normal(design, &normal, l2) {
+                    let own;
+                    let normal = match given.normal {
+                        Some(normal) => normal,
+                        None => {
+                            own = Normal::of(design)?;
+                            &own
+                        }
+                    };
+                    match direct::from_normal(design, normal, l2) {
                         // Whoever left the choice to the program gets the slower way where the fast one is not accurate enough.
                         Err(_) if config.solver == Solver::Auto => {
                             report.name = Solver::Qr;
@@ -253,7 +314,7 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, start: Option
             solution.coefficients.f_unsqueeze(0)?
         }
         _ => {
-            let outcome = iterate(config, design, solver, start)?;
+            let outcome = iterate(config, design, solver, given)?;
             if outcome.separated && config.strengths(1.0) == (0.0, 0.0) && config.name != ModelName::Mlp {
                 bail_input!(
                     "the features part the classes of `{}` perfectly, so the unpenalised coefficients grow without bound: use --penalty l2",
@@ -295,6 +356,7 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, start: Option
         intercept,
         coefficients,
         scale,
+        quantile: (config.name == ModelName::Quantile).then(|| config.quantile.unwrap_or(0.5)),
         solver: report,
     };
     Ok(Fit { model, internal, warnings })
@@ -342,7 +404,7 @@ fn iterate(
     config: &RegressionModelConfig,
     design: &Design,
     solver: Solver,
-    start: Option<&Tensor>,
+    given: Given,
 ) -> Result<Outcome> {
     let options = (Kind::Double, design.device());
     let columns = design.columns() as i64;
@@ -369,14 +431,24 @@ fn iterate(
             };
         }
         ModelName::Lasso | ModelName::ElasticNet => {
-            let normal = Normal::of(design)?;
-            return coordinate::least_squares(design, &normal, l1, l2, None, tolerance(1e-12), most(100_000));
+            let own;
+            let normal = match given.normal {
+                Some(normal) => normal,
+                None => {
+                    own = Normal::of(design)?;
+                    &own
+                }
+            };
+            let ones = usize::from(design.intercept);
+            let start = given.start.map(super::algebra::numbers).transpose()?;
+            let start = start.as_ref().map(|start| &start[ones..]);
+            return coordinate::least_squares(design, normal, l1, l2, start, tolerance(1e-12), most(100_000));
         }
         _ => {}
     }
     let loss = loss_of(config.name, classes).unwrap_or(Loss::Squared);
     let model = Glm { design, loss, l2 };
-    let begin = match start {
+    let begin = match given.start {
         Some(start) => start.f_reshape([-1])?,
         None => {
             let begin = Tensor::f_zeros([loss.outputs() as i64, columns], options)?;
@@ -410,4 +482,58 @@ fn iterate(
         }
     }
     Ok(outcome)
+}
+
+/// Fits the same rows under several penalties, each from the one before.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_path(configs: &[RegressionModelConfig], design: &Design) -> Result<Vec<Fit>> {
+    let least_squares = configs.first().is_some_and(|config| config.name.is_least_squares());
+    let normal = if least_squares { Some(Normal::of(design)?) } else { None };
+    let mut fits: Vec<Fit> = Vec::with_capacity(configs.len());
+    for config in configs {
+        let start = fits.last().map(|fit| fit.internal.shallow_clone());
+        fits.push(fit_design(config, design, Given { start: start.as_ref(), normal: normal.as_ref() })?);
+    }
+    Ok(fits)
+}
+
+/// The penalty from which on every coefficient is zero, as `alpha` or as 1 / `c`, of a model with an L1 part; for one without, a thousand times the
+/// penalty that halves the coefficients of uncorrelated columns.
+pub fn largest_penalty(config: &RegressionModelConfig, design: &Design) -> Result<f64> {
+    let (weight, sum) = totals(design)?;
+    let unit = RegressionModelConfig { alpha: config.alpha.map(|_| 1.0), c: config.c.map(|_| 1.0), ..config.clone() };
+    let (l1, l2) = unit.strengths(weight);
+    if l1 == 0.0 {
+        // Columns of deviation 1 have a sum of squares of `weight`.
+        let curvature = if config.name.is_least_squares() { weight } else { weight / 4.0 };
+        return Ok(1000.0 * curvature / l2.max(f64::MIN_POSITIVE));
+    }
+    let columns = design.columns() as i64;
+    let classes = design.encoding().classes.as_ref().map_or(0, Vec::len);
+    let loss = loss_of(config.name, classes).unwrap_or(Loss::Squared);
+    let model = Glm { design, loss, l2: 0.0 };
+    let begin = Tensor::f_zeros([loss.outputs() as i64, columns], (Kind::Double, design.device()))?;
+    if design.intercept {
+        let start = match loss {
+            Loss::Squared => vec![sum / weight],
+            Loss::Logistic => vec![(sum / (weight - sum)).ln()],
+            Loss::Poisson => vec![(sum / weight).ln()],
+            Loss::Multinomial(classes) => {
+                let mut counts = vec![0.0; classes];
+                design.visit(&mut |block: &Block| {
+                    let bins = block.y.f_to_kind(Kind::Int64)?.f_bincount(block.weight.as_ref(), classes as i64)?;
+                    for (total, count) in counts.iter_mut().zip(super::algebra::numbers(&bins)?) {
+                        *total += count;
+                    }
+                    Ok(())
+                })?;
+                counts.iter().map(|count: &f64| (count / weight).ln()).collect()
+            }
+        };
+        begin.f_select(1, 0)?.f_copy_(&vector(&start)?)?;
+    }
+    let point = super::objective::Objective::evaluate(&model, &begin.f_view([-1])?, false)?;
+    Ok(coordinate::largest_strength(&point.gradient, &model.penalised()?)? / l1)
 }

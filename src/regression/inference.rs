@@ -13,6 +13,7 @@ use super::direct::Normal;
 use super::distributions::{chi_squared_tail, f_tail, normal_quantile, normal_two_sided, t_quantile, t_two_sided};
 use super::fit::Fit;
 use super::objective::{Glm, Loss, Objective};
+use crate::bail_input;
 
 /// Rows whose residuals are kept for drawing.
 const DRAWN_ROWS: usize = 4000;
@@ -104,6 +105,31 @@ impl Inference {
     /// The value of a figure.
     pub fn figure(&self, key: &str) -> Option<f64> {
         self.figures.iter().find(|figure| figure.key == key).map(|figure| figure.value)
+    }
+}
+
+impl Inference {
+    /// Puts errors that allow for unequal variances in place of the plain ones, with a normal distribution as statsmodels does.
+    ///
+    /// # Errors
+    /// There is no such kind, or the fit has none.
+    pub fn use_robust(&mut self, kind: &str) -> Result<()> {
+        const KINDS: [&str; 4] = ["HC0", "HC1", "HC2", "HC3"];
+        let Some(place) = KINDS.iter().position(|known| known.eq_ignore_ascii_case(kind)) else {
+            bail_input!("--robust {kind}: choose {}", KINDS.join(", "));
+        };
+        if self.coefficients.iter().any(|coefficient| coefficient.robust.is_none()) {
+            bail_input!("--robust {kind}: this fit has no such standard errors (they are for unpenalised linear models)");
+        }
+        let reach = normal_quantile(TAIL);
+        for coefficient in &mut self.coefficients {
+            if let Some(errors) = coefficient.robust {
+                complete(coefficient, errors[place], reach, normal_two_sided);
+            }
+        }
+        self.statistic = "z".to_owned();
+        self.notes.push(format!("Standard errors are {}.", KINDS[place]));
+        Ok(())
     }
 }
 

@@ -150,6 +150,25 @@ impl Roles {
         })
     }
 
+    /// The columns for a known encoding, with target and weights.
+    pub fn known(encoding: &Encoding, data: &TableDataConfig) -> Self {
+        let mut requests = encoding.requests(data.unseen);
+        let wanted = match &encoding.classes {
+            Some(classes) => Wanted::OneOf { levels: classes.clone(), otherwise: None },
+            None => Wanted::Number,
+        };
+        requests.push(ColumnRequest { name: encoding.target.clone(), wanted });
+        let weights = data.weights.iter();
+        requests.extend(weights.map(|name| ColumnRequest { name: name.clone(), wanted: Wanted::Number }));
+        Self {
+            features: encoding.features.iter().map(|feature| feature.name.clone()).collect(),
+            target: encoding.target.clone(),
+            requests,
+            weights: data.weights.is_some(),
+            groups: false,
+        }
+    }
+
     /// Parts a block as it is read into its roles. Views, not copies.
     pub fn part(&self, block: &Tensor) -> Result<RawBlock> {
         let features = self.features.len() as i64;
@@ -276,20 +295,7 @@ pub fn read_with(
         reader.skip_bad_rows();
     }
     let name = reader.name().to_owned();
-    let mut requests = encoding.requests(data.unseen);
-    let wanted = match &encoding.classes {
-        Some(classes) => Wanted::OneOf { levels: classes.clone(), otherwise: None },
-        None => Wanted::Number,
-    };
-    requests.push(ColumnRequest { name: encoding.target.clone(), wanted });
-    requests.extend(data.weights.iter().map(|name| ColumnRequest { name: name.clone(), wanted: Wanted::Number }));
-    let roles = Roles {
-        features: encoding.features.iter().map(|feature| feature.name.clone()).collect(),
-        target: encoding.target.clone(),
-        requests,
-        weights: data.weights.is_some(),
-        groups: false,
-    };
+    let roles = Roles::known(encoding, data);
     let (blocks, _) = read_all(&mut reader, &roles.requests, threads)?;
     let mut warnings = skip_warning(&reader);
     let blocks = without_missing(blocks, &roles, data, &name, &mut warnings)?;

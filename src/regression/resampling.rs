@@ -169,7 +169,7 @@ impl Sample<'_> {
         for held_out in 0..=fold.iter().copied().max().unwrap_or(0) {
             let (outside, inside) = part(self.train, fold, held_out)?;
             let fit = self.fit(config, &outside)?;
-            result.add(evaluate(&fit.model, &inside, config.quantile)?.metrics);
+            result.add(evaluate(&fit.model, &inside)?.metrics);
         }
         Ok(result)
     }

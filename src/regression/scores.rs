@@ -8,12 +8,10 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::algebra::numbers;
-use super::config::ModelName;
 use super::design::RowSource;
-use super::fit::LinearModel;
-use super::objective::Loss;
+use super::encoding::Encoding;
 use crate::distributed::{Reducer, SingleProcess};
-use crate::tasks::classification::{ClassificationEvaluator, METRICS as CLASS_METRICS};
+use crate::tasks::classification::ClassificationEvaluator;
 use crate::tasks::{Evaluation, Evaluator, Outcome};
 
 /// Points that are kept for drawing.
@@ -211,75 +209,71 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The metrics that an evaluation of a model yields.
-pub fn metrics_of(classes: bool) -> &'static [&'static str] {
-    if classes { CLASS_METRICS } else { NUMBER_METRICS }
+/// What predicts table rows.
+pub trait RowPredictor {
+    /// How rows become what it takes.
+    fn encoding(&self) -> &Encoding;
+
+    /// Rows of the table `[rows, features]` to a number `[rows, 1]`, the probability of the second class `[rows, 1]`, or of all
+    /// classes `[rows, classes]`.
+    fn predict(&self, rows: &Tensor) -> Result<Tensor>;
+
+    /// The same with the loss of each row `[rows]`; none where that is the squared error.
+    fn predict_with_losses(&self, rows: &Tensor, y: &Tensor) -> Result<(Tensor, Option<Tensor>)>;
 }
 
-/// Metrics of a linear model on rows, with what reports draw of them.
-pub fn evaluate(model: &LinearModel, rows: &dyn RowSource, quantile: Option<f64>) -> Result<Evaluation> {
+/// Metrics of a model on rows, with what reports draw of them.
+pub fn evaluate(model: &dyn RowPredictor, rows: &dyn RowSource) -> Result<Evaluation> {
     let _guard = tch::no_grad_guard();
-    let is_classifier = model.encoding.classes.is_some();
+    let classes = model.encoding().classes.clone();
+    let is_binary = classes.as_ref().is_some_and(|classes| classes.len() == 2);
     let mut scores = NumberScores::default();
-    let mut classes = model.encoding.classes.clone().map(ClassificationEvaluator::new);
-    let (mut loss_sum, mut weight_sum, mut right, mut sample) = (0.0, 0.0, 0.0, 0);
+    let mut collector = classes.map(ClassificationEvaluator::new);
+    let (mut loss_sum, mut weight_sum, mut right, mut sample, mut has_losses) = (0.0, 0.0, 0.0, 0, false);
     let mut two = Vec::new();
     rows.visit(&mut |block| {
-        let predictor = model.predictor(&block.x)?;
+        let (mean, losses) = model.predict_with_losses(&block.x, &block.y)?;
         let weights = match &block.weight {
             Some(weight) => weight.shallow_clone(),
             None => block.y.f_ones_like()?,
         };
-        let weight_of_block = weights.f_sum(Kind::Double)?.f_double_value(&[])?;
-        weight_sum += weight_of_block;
-        let mean = model.loss().unwrap_or(Loss::Squared).mean(&predictor)?;
-        let of_rows = match (model.model, model.loss()) {
-            (ModelName::Quantile, _) => {
-                let quantile = quantile.unwrap_or(0.5);
-                let residual = &block.y - predictor.f_squeeze_dim(1)?;
-                Some((&residual * quantile).f_maximum(&(&residual * (quantile - 1.0)))?)
-            }
-            (ModelName::Poisson, _) => {
-                let mean = mean.f_squeeze_dim(1)?;
-                Some((block.y.f_xlogy(&(&block.y / &mean))? - (&block.y - &mean)) * 2.0)
-            }
-            (_, Some(loss)) if is_classifier => Some(loss.of_rows(&predictor, &block.y)?),
-            _ => None,
+        weight_sum += weights.f_sum(Kind::Double)?.f_double_value(&[])?;
+        if let Some(losses) = losses {
+            has_losses = true;
+            loss_sum += (losses * &weights).f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
+        let Some(collector) = &mut collector else {
+            let weights = block.weight.as_ref().map(numbers).transpose()?;
+            scores.add(&numbers(&mean)?, &numbers(&block.y)?, weights.as_deref());
+            return Ok(());
         };
-        if let Some(of_rows) = of_rows {
-            loss_sum += (of_rows * &weights).f_sum(Kind::Double)?.f_double_value(&[])?;
+        // Probabilities of all classes; of two classes only the second one's is predicted.
+        let probabilities = match mean.size()[1] {
+            1 => Tensor::f_cat(&[&(1f64 - &mean), &mean], 1)?,
+            _ => mean.shallow_clone(),
+        };
+        let hits = probabilities.f_argmax(-1, false)?.f_eq_tensor(&block.y.f_to_kind(Kind::Int64)?)?;
+        right += (hits.f_to_kind(Kind::Double)? * &weights).f_sum(Kind::Double)?.f_double_value(&[])?;
+        if is_binary {
+            let y = numbers(&block.y)?;
+            two.extend(numbers(&probabilities.f_select(1, 1)?)?.into_iter().zip(y.into_iter().map(|y| y == 1.0)));
         }
-        match &mut classes {
-            None => {
-                let weights = block.weight.as_ref().map(numbers).transpose()?;
-                scores.add(&numbers(&mean)?, &numbers(&block.y)?, weights.as_deref());
-            }
-            Some(classes) => {
-                let logits = match model.loss() {
-                    Some(Loss::Logistic) => Tensor::f_cat(&[&predictor.f_zeros_like()?, &predictor], 1)?,
-                    _ => predictor.shallow_clone(),
-                };
-                let hits = logits.f_argmax(-1, false)?.f_eq_tensor(&block.y.f_to_kind(Kind::Int64)?)?;
-                right += (hits.f_to_kind(Kind::Double)? * &weights).f_sum(Kind::Double)?.f_double_value(&[])?;
-                if let Some(Loss::Logistic) = model.loss() {
-                    let y = numbers(&block.y)?;
-                    two.extend(numbers(&mean)?.into_iter().zip(y.into_iter().map(|y| y == 1.0)));
-                }
-                let count = block.rows() as usize;
-                let samples: Vec<usize> = (sample..sample + count).collect();
-                sample += count;
-                classes.add(&samples, &Outcome { prediction: logits, target: block.y.shallow_clone() })?;
-            }
-        }
-        Ok(())
+        let count = block.rows() as usize;
+        let samples: Vec<usize> = (sample..sample + count).collect();
+        sample += count;
+        // The collector takes logits, whose softmax these are.
+        collector.add(&samples, &Outcome { prediction: probabilities.f_log()?, target: block.y.shallow_clone() })
     })?;
-    let mut evaluation = match classes {
+    if weight_sum == 0.0 {
+        crate::bail_input!("there is no row to evaluate on");
+    }
+    let mut evaluation = match collector {
         None => scores.finish(),
-        Some(mut classes) => {
-            classes.gather(&mut SingleProcess)?;
-            let mut evaluation = Box::new(classes).finish()?;
+        Some(mut collector) => {
+            collector.gather(&mut SingleProcess)?;
+            let mut evaluation = Box::new(collector).finish()?;
             evaluation.metrics.insert("accuracy".to_owned(), right / weight_sum);
-            if !two.is_empty() {
+            if is_binary {
                 let curves = two_class_curves(two);
                 evaluation.metrics.insert("brier".to_owned(), curves.brier);
                 evaluation.details["curves"] = serde_json::to_value(curves)?;
@@ -287,7 +281,7 @@ pub fn evaluate(model: &LinearModel, rows: &dyn RowSource, quantile: Option<f64>
             evaluation
         }
     };
-    if loss_sum != 0.0 || is_classifier || matches!(model.model, ModelName::Poisson | ModelName::Quantile) {
+    if has_losses {
         evaluation.metrics.insert("loss".to_owned(), loss_sum / weight_sum);
     }
     Ok(evaluation)

@@ -10,7 +10,7 @@ use crate::models::Parameters;
 use crate::models::table_network::TableNetwork;
 use crate::regression::config::Goal;
 use crate::regression::encoding::Encoding;
-use crate::regression::scores::{NUMBER_METRICS, NumberEvaluator};
+use crate::regression::scores::{NUMBER_METRICS, NumberEvaluator, RowPredictor};
 
 /// A network with the meaning of its outputs.
 pub struct TablePrediction {
@@ -70,17 +70,41 @@ impl TablePrediction {
     /// Rows of the table `[rows, features]` (float64; codes for categories, NaN for missing values) to numbers `[rows, 1]` in the units of
     /// the target, the probability of the second class `[rows, 1]`, or of all classes `[rows, classes]`; float64.
     pub fn predict(&self, rows: &Tensor) -> Result<Tensor> {
-        let design = self.encoding.encode(rows)?;
+        let design = self.encoding.encode(&rows.f_to_device(self.parameters.device())?)?;
         let columns = if self.standardized { self.encoding.standardized(&design)? } else { design };
         let outputs = self.forward(&columns.f_to_kind(Kind::Float)?, Mode::Evaluate).f_to_kind(Kind::Double)?;
-        Ok(match self.goal {
+        let predicted = match self.goal {
             Goal::Number => {
                 let (mean, scale) = self.target_units();
                 outputs * scale + mean
             }
             Goal::TwoClasses => outputs.f_sigmoid()?,
             Goal::Classes => outputs.f_softmax(-1, Kind::Double)?,
-        })
+        };
+        Ok(predicted.f_to_device(rows.device())?)
+    }
+}
+
+impl RowPredictor for TablePrediction {
+    fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
+    fn predict(&self, rows: &Tensor) -> Result<Tensor> {
+        TablePrediction::predict(self, rows)
+    }
+
+    fn predict_with_losses(&self, rows: &Tensor, y: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let mean = TablePrediction::predict(self, rows)?;
+        let right = match self.goal {
+            Goal::Number => return Ok((mean, None)),
+            Goal::TwoClasses => {
+                let p = mean.f_squeeze_dim(1)?;
+                y * &p + (1f64 - y) * (1f64 - &p)
+            }
+            Goal::Classes => mean.f_gather(1, &y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?,
+        };
+        Ok((mean, Some(right.f_log()?.f_neg()?)))
     }
 }
 

@@ -116,7 +116,21 @@ impl TableReader {
         threads: usize,
         consume: &mut dyn FnMut(Tensor) -> Result<()>,
     ) -> Result<Vec<Option<Levels>>> {
-        let plan = Plan::new(&self.head, requests, &self.form, &self.name, self.skip_bad)?;
+        self.read_keeping(requests, &[], threads, &mut |block, _| consume(block))
+    }
+
+    /// As [`TableReader::read`], and hands on the texts of further columns as they stand in the file, row by row.
+    pub fn read_keeping(
+        &mut self,
+        requests: &[ColumnRequest],
+        keep: &[String],
+        threads: usize,
+        consume: &mut dyn FnMut(Tensor, Vec<String>) -> Result<()>,
+    ) -> Result<Vec<Option<Levels>>> {
+        let mut plan = Plan::new(&self.head, requests, &self.form, &self.name, self.skip_bad)?;
+        for column in keep {
+            plan.keep.push(find_column(&self.head.names, column, "--keep", &self.name)?);
+        }
         let first_line = self.head.header_lines;
         let chunks = Mutex::new(&mut self.chunks);
         let threads = threads.max(1);
@@ -158,7 +172,7 @@ impl TableReader {
                     order.line += parsed.lines;
                     skipped += parsed.skipped;
                     if let Some(block) = parsed.block {
-                        consume(block)?;
+                        consume(block, parsed.kept)?;
                     }
                 }
             }
@@ -192,6 +206,8 @@ struct Plan<'a> {
     width: usize,
     /// Columns wanted more than once: (from, to).
     copies: Vec<(usize, usize)>,
+    /// Positions of columns whose text is handed on.
+    keep: Vec<usize>,
     skip_bad: bool,
 }
 
@@ -307,6 +323,7 @@ impl<'a> Plan<'a> {
             dictionaries,
             width: requests.len(),
             copies,
+            keep: Vec::new(),
             skip_bad,
         })
     }
@@ -329,6 +346,8 @@ impl<'a> Plan<'a> {
 struct Parsed {
     /// `[rows, requests]`; none where no row was left.
     block: Option<Tensor>,
+    /// Texts of the columns to keep, row by row.
+    kept: Vec<String>,
     lines: u64,
     skipped: u64,
     flaw: Option<Flaw>,
@@ -358,6 +377,7 @@ impl<'a> Parser<'a> {
     fn parse(&mut self, text: &[u8]) -> Result<Parsed> {
         self.values.clear();
         let (mut place, mut line, mut skipped, mut flaw) = (0, 0, 0, None);
+        let mut kept = Vec::new();
         while place < text.len() {
             if is_blank(text, place) {
                 place += if text[place] == b'\r' { 2 } else { 1 };
@@ -367,7 +387,14 @@ impl<'a> Parser<'a> {
             let row = self.values.len();
             self.values.resize(row + self.plan.width, f64::NAN);
             match self.row(text, place, row) {
-                Ok((next, lines)) => (place, line) = (next, line + lines),
+                Ok((next, lines)) => {
+                    if !self.plan.keep.is_empty() {
+                        let fields = self.plan.dialect.line(text, place).0;
+                        let text = |&column: &usize| String::from_utf8_lossy(&fields[column]).into_owned();
+                        kept.extend(self.plan.keep.iter().map(text));
+                    }
+                    (place, line) = (next, line + lines);
+                }
                 Err(_) if self.plan.skip_bad => {
                     self.values.truncate(row);
                     skipped += 1;
@@ -386,7 +413,7 @@ impl<'a> Parser<'a> {
             true => Some(Tensor::f_from_slice(&self.values)?.f_view([rows, self.plan.width as i64])?),
             false => None,
         };
-        Ok(Parsed { block, lines: line, skipped, flaw })
+        Ok(Parsed { block, kept, lines: line, skipped, flaw })
     }
 
     /// Parses the row at `start` into `values[row..]` and returns where the next one begins and how many lines this one had.
