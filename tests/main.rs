@@ -15,6 +15,7 @@ mod optimizers;
 mod predictions;
 mod recipes_in_effect;
 mod registry;
+mod regression;
 mod resume;
 mod schedules;
 mod signals;

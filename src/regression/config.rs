@@ -358,14 +358,21 @@ impl RegressionModelConfig {
         };
         if self.solver != Solver::Auto && !fitting.contains(&self.solver) {
             let names: Vec<&str> = fitting.iter().map(|solver| solver.name()).collect();
-            let what = if l1 > 0.0 && matches!(self.name, Logistic | Multinomial) { " with an L1 penalty" } else { "" };
+            let what = if l1 > 0.0 && matches!(self.name, Logistic | Multinomial) {
+                " with an L1 penalty"
+            } else {
+                ""
+            };
             bail_input!(
                 "model.solver: {} does not fit {name}{what}; choose auto, {}",
                 self.solver.name(),
                 names.join(", ")
             );
         }
-        if self.name != Mlp && self.is_trained() && (self.alpha.is_some() || self.c.is_some() || self.penalty.is_some()) {
+        if self.name != Mlp
+            && self.is_trained()
+            && (self.alpha.is_some() || self.c.is_some() || self.penalty.is_some())
+        {
             bail_input!(
                 "model: {} takes no alpha, c or penalty: a fit by the trainer is penalised by training.l1, training.l2 or weight decay",
                 self.solver.name()
@@ -551,7 +558,9 @@ impl TableDataConfig {
     /// Checks every value on its own.
     pub fn validate(&self) -> Result<()> {
         if self.format != TableFormat::Auto && self.path.is_some() {
-            bail_input!("data.path: a compiled-in table has no path; leave out --data or set data.format to auto");
+            bail_input!(
+                "data.path: a compiled-in table has no path; leave out --data or set data.format to auto"
+            );
         }
         self.source()?;
         for (key, value) in [("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)] {

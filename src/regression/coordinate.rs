@@ -79,7 +79,8 @@ impl Quadratic {
     /// Solves the linear equations that hold if the coefficients keep their signs. Takes the solution over if it keeps them and no zero
     /// coefficient is pulled away: then it is the minimum to working precision.
     fn solve_for_signs(&self, beta: &mut [f64]) -> Result<bool> {
-        let active: Vec<usize> = (0..self.size).filter(|&place| beta[place] != 0.0 || self.l1[place] == 0.0).collect();
+        let active: Vec<usize> =
+            (0..self.size).filter(|&place| beta[place] != 0.0 || self.l1[place] == 0.0).collect();
         let mut exact = vec![0.0; self.size];
         if !active.is_empty() {
             let count = active.len() as i64;
@@ -89,9 +90,13 @@ impl Quadratic {
                 .collect();
             let right: Vec<f64> = active
                 .iter()
-                .map(|&place| self.c[place] - self.l1[place] * if self.l1[place] == 0.0 { 0.0 } else { beta[place].signum() })
+                .map(|&place| {
+                    self.c[place]
+                        - self.l1[place] * if self.l1[place] == 0.0 { 0.0 } else { beta[place].signum() }
+                })
                 .collect();
-            let Some(solution) = solve_positive(&vector(&matrix)?.f_view([count, count])?, &vector(&right)?)? else {
+            let Some(solution) = solve_positive(&vector(&matrix)?.f_view([count, count])?, &vector(&right)?)?
+            else {
                 return Ok(false);
             };
             for (&place, value) in active.iter().zip(numbers(&solution)?) {
@@ -157,7 +162,8 @@ pub fn least_squares(
     let (mut sweeps, mut gap) = (0, f64::INFINITY);
     let mut precision: f64 = 1e-6;
     while (sweeps as u64) < max_iterations && precision > 1e-18 {
-        sweeps += problem.descend(&mut beta, precision, (max_iterations as usize).saturating_sub(sweeps).max(1))?;
+        sweeps +=
+            problem.descend(&mut beta, precision, (max_iterations as usize).saturating_sub(sweeps).max(1))?;
         gap = duality_gap(&problem, &beta, squares, l1, l2) / squares.max(f64::MIN_POSITIVE);
         if gap <= tolerance {
             break;
@@ -189,12 +195,14 @@ fn duality_gap(problem: &Quadratic, beta: &[f64], squares: f64, l1: f64, l2: f64
     let pull = problem.pull(beta); // Xᵀr − l2 β
     let with_target = dot(&problem.c, beta);
     let norm = dot(beta, beta);
-    let fitted: f64 = (0..problem.size).map(|row| beta[row] * (problem.c[row] - pull[row])).sum::<f64>() - l2 * norm;
+    let fitted: f64 =
+        (0..problem.size).map(|row| beta[row] * (problem.c[row] - pull[row])).sum::<f64>() - l2 * norm;
     let residual = (squares - 2.0 * with_target + fitted).max(0.0);
     let residual_target = squares - with_target;
     let largest = pull.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
     let factor = if largest > l1 { l1 / largest } else { 1.0 };
-    let gap = 0.5 * residual * (1.0 + factor * factor) + l1 * beta.iter().map(|value| value.abs()).sum::<f64>()
+    let gap = 0.5 * residual * (1.0 + factor * factor)
+        + l1 * beta.iter().map(|value| value.abs()).sum::<f64>()
         - factor * residual_target
         + 0.5 * l2 * (1.0 + factor * factor) * norm;
     gap.max(0.0)
@@ -213,7 +221,8 @@ pub fn generalised(
 ) -> Result<Outcome> {
     let mask = numbers(&model.penalised()?)?;
     let strengths: Vec<f64> = mask.iter().map(|mask| mask * l1).collect();
-    let norm = |at: &[f64]| at.iter().zip(&strengths).map(|(value, strength)| value.abs() * strength).sum::<f64>();
+    let norm =
+        |at: &[f64]| at.iter().zip(&strengths).map(|(value, strength)| value.abs() * strength).sum::<f64>();
     let device = model.design.device();
     let mut at = numbers(&start)?;
     let mut point = model.evaluate(&start, true)?;

@@ -56,7 +56,8 @@ pub struct Streamed {
 
 /// Whether a row of a streamed table is held out: a function of seed and position alone (SplitMix64, Steele et al. 2014).
 fn is_held_out(seed: u64, row: u64, fraction: f64) -> bool {
-    let mut bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95));
+    let mut bits =
+        seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95));
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - fraction < 0.0
@@ -106,7 +107,8 @@ impl StreamedRows {
         let mut rows = 0u64;
         let levels = reader.read(&roles.requests, threads, &mut |block| {
             let gaps = block.f_isnan()?;
-            let counts = Vec::<i64>::try_from(gaps.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Int64)?)?;
+            let counts =
+                Vec::<i64>::try_from(gaps.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Int64)?)?;
             let totals = Vec::<f64>::try_from(block.f_nansum([0i64].as_slice(), false, Kind::Double)?)?;
             for column in 0..width {
                 missing[column] += counts[column];
@@ -133,17 +135,29 @@ impl StreamedRows {
         })?;
         let mut warnings = Vec::new();
         if reader.skipped() > 0 {
-            warnings.push(format!("{name}: {} rows that cannot be read were left out", count(reader.skipped())));
+            warnings
+                .push(format!("{name}: {} rows that cannot be read were left out", count(reader.skipped())));
         }
         let features = roles.features.len();
         let told: Vec<String> = (0..width)
             .filter(|&column| missing[column] > 0)
             .map(|column| format!("{} {}", roles.requests[column].name, count(missing[column] as u64)))
             .collect();
-        if !told.is_empty() && (data.missing == MissingPolicy::Error || missing[features..].iter().any(|&count| count > 0)) && data.missing != MissingPolicy::Drop {
-            bail_input!("{name} has missing values ({}): choose --missing drop, mean or indicator", told.join(", "));
+        if !told.is_empty()
+            && (data.missing == MissingPolicy::Error || missing[features..].iter().any(|&count| count > 0))
+            && data.missing != MissingPolicy::Drop
+        {
+            bail_input!(
+                "{name} has missing values ({}): choose --missing drop, mean or indicator",
+                told.join(", ")
+            );
         }
-        let classes = classes_of(goal, &levels[features].as_ref().map(|levels| levels.sorted().0), &roles.target, &name)?;
+        let classes = classes_of(
+            goal,
+            &levels[features].as_ref().map(|levels| levels.sorted().0),
+            &roles.target,
+            &name,
+        )?;
         let mut encoding = Encoding {
             target: roles.target.clone(),
             classes,
@@ -164,20 +178,25 @@ impl StreamedRows {
                 Some(levels) => {
                     let (sorted, codes) = levels.sorted();
                     let mut texts = sorted.texts;
-                    let most = (0..texts.len()).max_by_key(|&old| level_counts[column].get(old).copied().unwrap_or(0));
+                    let most = (0..texts.len())
+                        .max_by_key(|&old| level_counts[column].get(old).copied().unwrap_or(0));
                     let mut fill = most.filter(|_| filled).map(|old| codes[old] as usize);
                     if indicator {
                         texts.push(super::encoding::MISSING_LEVEL.to_owned());
                         fill = Some(texts.len() - 1);
                     }
                     if texts.len() < 2 {
-                        bail_input!("{name}: column `{feature}` is constant: leave it out with --drop {feature}");
+                        bail_input!(
+                            "{name}: column `{feature}` is constant: leave it out with --drop {feature}"
+                        );
                     }
                     let reference = match data.reference.get(feature) {
                         None => 0,
                         Some(wanted) => match texts.iter().position(|text| text == wanted) {
                             Some(position) => position,
-                            None => bail_input!("data.reference: column `{feature}` has no category `{wanted}`"),
+                            None => {
+                                bail_input!("data.reference: column `{feature}` has no category `{wanted}`")
+                            }
                         },
                     };
                     FeatureKind::Category { levels: texts, reference, fill }
@@ -350,7 +369,8 @@ impl<'a> Design<'a> {
         let _guard = tch::no_grad_guard();
         let options = (Kind::Double, self.device);
         let (columns, ones) = (self.shift.len() as i64, i64::from(self.intercept));
-        let (shift, scale) = (vector(&self.shift)?.f_to_device(self.device)?, vector(&self.scale)?.f_to_device(self.device)?);
+        let (shift, scale) =
+            (vector(&self.shift)?.f_to_device(self.device)?, vector(&self.scale)?.f_to_device(self.device)?);
         self.rows.visit(&mut |raw| {
             let encoded = self.encoding.encode(&raw.x.f_to_device(self.device)?)?;
             let mut x = Tensor::f_empty([raw.rows(), columns + ones], options)?;
@@ -364,7 +384,11 @@ impl<'a> Design<'a> {
             look(&Block {
                 x,
                 y: raw.y.f_to_device(self.device)?.f_contiguous()?,
-                weight: raw.weight.as_ref().map(|weight| weight.f_to_device(self.device)?.f_contiguous()).transpose()?,
+                weight: raw
+                    .weight
+                    .as_ref()
+                    .map(|weight| weight.f_to_device(self.device)?.f_contiguous())
+                    .transpose()?,
             })
         })
     }
@@ -377,9 +401,11 @@ impl<'a> Design<'a> {
                 true => (row[0], &row[1..]),
                 false => (0.0, &row[..]),
             };
-            let unscaled: Vec<f64> = scaled.iter().zip(&self.scale).map(|(weight, scale)| weight / scale).collect();
+            let unscaled: Vec<f64> =
+                scaled.iter().zip(&self.scale).map(|(weight, scale)| weight / scale).collect();
             if self.intercept {
-                intercept -= unscaled.iter().zip(&self.shift).map(|(weight, shift)| weight * shift).sum::<f64>();
+                intercept -=
+                    unscaled.iter().zip(&self.shift).map(|(weight, shift)| weight * shift).sum::<f64>();
             }
             intercepts.push(intercept);
             weights.push(unscaled);

@@ -97,7 +97,8 @@ pub fn qr(design: &Design, l2: f64) -> Result<Solution> {
     if rank < columns as usize {
         return refuse_dependent(design, &r, rank, "qr");
     }
-    let coefficients = r.f_linalg_solve_triangular(&right, true, true, false).context("solving by QR")?.f_squeeze_dim(1)?;
+    let coefficients =
+        r.f_linalg_solve_triangular(&right, true, true, false).context("solving by QR")?.f_squeeze_dim(1)?;
     Ok(Solution { coefficients, rank, condition })
 }
 
@@ -109,8 +110,11 @@ pub fn svd(design: &Design, l2: f64) -> Result<Solution> {
     let right = triangle.f_narrow(0, 0, columns)?.f_select(1, columns)?;
     let (u, values, v) = singular(&r)?;
     let (rank, condition) = rank_of(&values);
-    let inverse: Vec<f64> =
-        values.iter().enumerate().map(|(place, value)| if place < rank { 1.0 / value } else { 0.0 }).collect();
+    let inverse: Vec<f64> = values
+        .iter()
+        .enumerate()
+        .map(|(place, value)| if place < rank { 1.0 / value } else { 0.0 })
+        .collect();
     let projected = u.f_tr()?.f_mv(&right)? * vector(&inverse)?.f_to_device(design.device())?;
     Ok(Solution { coefficients: v.f_mv(&projected)?, rank, condition })
 }

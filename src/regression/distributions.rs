@@ -79,7 +79,11 @@ mod tests {
             let error = (found - expected).abs() / expected;
             assert!(error < 1e-6, "{found:e} instead of {expected:e}");
         }
-        assert!((t_quantile(0.025, 431.0) - 1.965_483_320_339_743_5).abs() < 1e-6, "{}", t_quantile(0.025, 431.0));
+        assert!(
+            (t_quantile(0.025, 431.0) - 1.965_483_320_339_743_5).abs() < 1e-6,
+            "{}",
+            t_quantile(0.025, 431.0)
+        );
         assert!((normal_quantile(0.025) - 1.959_963_984_540_054).abs() < 1e-12);
         assert!((t_quantile(0.025, 1.0) - 12.706_204_736_174_7).abs() < 1e-9);
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::config::UnseenPolicy;
 use crate::data::table::{ColumnRequest, Wanted};
@@ -98,9 +98,8 @@ impl Encoding {
 
     /// Whether rows go into the design as they are.
     pub fn is_plain(&self) -> bool {
-        let plain = |feature: &Feature| {
-            matches!(feature.kind, FeatureKind::Number { fill: None, indicator: false })
-        };
+        let plain =
+            |feature: &Feature| matches!(feature.kind, FeatureKind::Number { fill: None, indicator: false });
         self.features.iter().all(plain)
     }
 
@@ -136,12 +135,9 @@ impl Encoding {
                         Some(fill) => values.f_masked_fill(&values.f_isnan()?, *fill as f64)?,
                         None => values,
                     };
-                    let others: Vec<f64> =
-                        (0..levels.len()).filter(|level| level != reference).map(|level| level as f64).collect();
-                    if !others.is_empty() {
-                        let others = Tensor::f_from_slice(&others)?.f_to_kind(rows.kind())?.f_to_device(rows.device())?;
-                        // [rows, 1] = [levels] → [rows, levels]
-                        parts.push(codes.f_eq_tensor(&others)?.f_to_kind(rows.kind())?);
+                    // Compared with plain numbers and not with a tensor of them, which a trace would not keep.
+                    for level in (0..levels.len()).filter(|level| level != reference) {
+                        parts.push(codes.f_eq(level as f64)?.f_to_kind(rows.kind())?);
                     }
                 }
             }
@@ -155,12 +151,11 @@ impl Encoding {
         name.cloned().unwrap_or_else(|| number.to_string())
     }
 
-    /// The design's columns centred and scaled, as float32 or float64 like `design`.
-    pub fn standardized(&self, design: &Tensor) -> Result<Tensor> {
-        let device = design.device();
-        let mean = Tensor::f_from_slice(&self.mean)?.f_to_kind(Kind::Double)?.f_to_device(device)?;
-        let scale = Tensor::f_from_slice(&self.scale)?.f_to_device(device)?;
-        Ok(((design - mean) / scale).f_to_kind(design.kind())?)
+    /// Mean and deviation of the design's columns, float64.
+    pub fn standards(&self, device: Device) -> Result<(Tensor, Tensor)> {
+        let on_device =
+            |values: &[f64]| Tensor::f_from_slice(values).and_then(|tensor| tensor.f_to_device(device));
+        Ok((on_device(&self.mean)?, on_device(&self.scale)?))
     }
 }
 
@@ -198,12 +193,10 @@ mod tests {
             target_scale: 1.0,
         };
         assert_eq!(encoding.columns(), ["a", "b", "b (missing)", "c=p", "c=r"]);
-        let rows = Tensor::from_slice(&[1.0, 2.0, 0.0, 3.0, f64::NAN, f64::NAN, 4.0, 5.0, UNSEEN]).view([3, 3]);
+        let rows =
+            Tensor::from_slice(&[1.0, 2.0, 0.0, 3.0, f64::NAN, f64::NAN, 4.0, 5.0, UNSEEN]).view([3, 3]);
         let design = Vec::<Vec<f64>>::try_from(encoding.encode(&rows)?)?;
-        assert_eq!(
-            design,
-            [[1.0, 2.0, 0.0, 1.0, 0.0], [3.0, 7.0, 1.0, 0.0, 1.0], [4.0, 5.0, 0.0, 0.0, 0.0]]
-        );
+        assert_eq!(design, [[1.0, 2.0, 0.0, 1.0, 0.0], [3.0, 7.0, 1.0, 0.0, 1.0], [4.0, 5.0, 0.0, 0.0, 0.0]]);
         let read = serde_json::from_value::<Encoding>(serde_json::to_value(&encoding)?)?;
         assert_eq!(read, encoding);
         Ok(())

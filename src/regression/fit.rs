@@ -140,10 +140,13 @@ impl LinearModel {
         let (Some(weight), Some(bias)) = (tensors.get("weight"), tensors.get("bias")) else {
             bail_input!("{} has no `weight` and `bias`", path.display());
         };
-        if weight.size() != [model.intercept.len() as i64, model.columns.len() as i64] || bias.size() != [model.intercept.len() as i64] {
+        if weight.size() != [model.intercept.len() as i64, model.columns.len() as i64]
+            || bias.size() != [model.intercept.len() as i64]
+        {
             bail_input!("{} does not have the shapes that {name} tells", path.display());
         }
-        model.coefficients = Vec::<Vec<f64>>::try_from(weight.f_to_kind(Kind::Double)?).context("reading a model")?;
+        model.coefficients =
+            Vec::<Vec<f64>>::try_from(weight.f_to_kind(Kind::Double)?).context("reading a model")?;
         model.intercept = Vec::<f64>::try_from(bias.f_to_kind(Kind::Double)?).context("reading a model")?;
         Ok(model)
     }
@@ -179,7 +182,9 @@ pub const MODEL_TENSORS: &str = "model.safetensors";
 /// The loss of a model with so many classes.
 pub fn loss_of(model: ModelName, classes: usize) -> Option<Loss> {
     match model {
-        ModelName::Linear | ModelName::Ridge | ModelName::Lasso | ModelName::ElasticNet => Some(Loss::Squared),
+        ModelName::Linear | ModelName::Ridge | ModelName::Lasso | ModelName::ElasticNet => {
+            Some(Loss::Squared)
+        }
         ModelName::Logistic => Some(Loss::Logistic),
         ModelName::Multinomial => Some(Loss::Multinomial(classes)),
         ModelName::Poisson => Some(Loss::Poisson),
@@ -203,16 +208,17 @@ pub fn choose(config: &RegressionModelConfig, rows: usize, columns: usize) -> (S
             ..=5e8 => (Solver::Qr, "the design is small, and QR is the most accurate".to_owned()),
             _ => (Solver::Cholesky, format!("{rows} rows are many: one pass makes the normal equations")),
         },
-        ModelName::Lasso | ModelName::ElasticNet => (Solver::Coordinate, "the penalty has corners".to_owned()),
+        ModelName::Lasso | ModelName::ElasticNet => {
+            (Solver::Coordinate, "the penalty has corners".to_owned())
+        }
         ModelName::Logistic | ModelName::Multinomial if l1 > 0.0 => {
             (Solver::Coordinate, "the penalty has corners".to_owned())
         }
-        ModelName::Logistic | ModelName::Multinomial | ModelName::Poisson | ModelName::Huber => {
-            match columns {
-                ..=1000 => (Solver::Newton, "few coefficients: Newton's method needs few passes".to_owned()),
-                _ => (Solver::Lbfgs, format!("{columns} coefficients are many for a Hessian")),
-            }
-        }
+        ModelName::Logistic | ModelName::Multinomial | ModelName::Poisson | ModelName::Huber => match columns
+        {
+            ..=1000 => (Solver::Newton, "few coefficients: Newton's method needs few passes".to_owned()),
+            _ => (Solver::Lbfgs, format!("{columns} coefficients are many for a Hessian")),
+        },
         ModelName::Quantile => (Solver::Interior, "quantile regression is a linear programme".to_owned()),
         ModelName::Mlp => (Solver::Gradient, "networks are trained by gradient descent".to_owned()),
     }
@@ -257,6 +263,9 @@ pub struct Given<'a> {
 pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given) -> Result<Fit> {
     let _guard = tch::no_grad_guard();
     let encoding = design.encoding();
+    if config.name == ModelName::Poisson {
+        refuse_negative_counts(design)?;
+    }
     let classes = encoding.classes.as_ref().map_or(0, Vec::len);
     let outputs = loss_of(config.name, classes).map_or(1, Loss::outputs);
     let (mut solver, mut reason) = choose(config, design.source().rows(), design.columns() * outputs);
@@ -295,7 +304,8 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
                         // Whoever left the choice to the program gets the slower way where the fast one is not accurate enough.
                         Err(_) if config.solver == Solver::Auto => {
                             report.name = Solver::Qr;
-                            report.reason = "the normal equations are too badly conditioned for cholesky".to_owned();
+                            report.reason =
+                                "the normal equations are too badly conditioned for cholesky".to_owned();
                             direct::qr(design, l2)?
                         }
                         other => other?,
@@ -337,7 +347,9 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
         }
     };
     if !direct::finite(&internal)? {
-        bail_input!("the fit has no finite solution: look for columns of very different sizes with `regression describe`");
+        bail_input!(
+            "the fit has no finite solution: look for columns of very different sizes with `regression describe`"
+        );
     }
     if !report.converged {
         warnings.push(format!(
@@ -360,6 +372,16 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
         solver: report,
     };
     Ok(Fit { model, internal, warnings })
+}
+
+fn refuse_negative_counts(design: &Design) -> Result<()> {
+    design.visit(&mut |block: &Block| match block.y.f_min()?.f_double_value(&[])? {
+        ..0.0 => bail_input!(
+            "the target `{}` has negative values: poisson is for counts",
+            design.encoding().target
+        ),
+        _ => Ok(()),
+    })
 }
 
 /// Weight of all rows, and of all targets.
@@ -400,12 +422,7 @@ fn free_directions(
     Ok(vector(&matrix)?.f_view([size as i64, size as i64])?.f_to_device(design.device())?)
 }
 
-fn iterate(
-    config: &RegressionModelConfig,
-    design: &Design,
-    solver: Solver,
-    given: Given,
-) -> Result<Outcome> {
+fn iterate(config: &RegressionModelConfig, design: &Design, solver: Solver, given: Given) -> Result<Outcome> {
     let options = (Kind::Double, design.device());
     let columns = design.columns() as i64;
     let (weight, sum) = totals(design)?;
@@ -416,7 +433,13 @@ fn iterate(
     let classes = encoding.classes.as_ref().map_or(0, Vec::len);
     match config.name {
         ModelName::Quantile => {
-            return interior::minimise(design, config.quantile.unwrap_or(0.5), l1, tolerance(1e-9), most(200));
+            return interior::minimise(
+                design,
+                config.quantile.unwrap_or(0.5),
+                l1,
+                tolerance(1e-9),
+                most(200),
+            );
         }
         ModelName::Huber => {
             let objective = Huber { design, epsilon: config.epsilon.unwrap_or(1.35), l2 };
@@ -426,7 +449,9 @@ fn iterate(
             }
             let _ = start.f_select(0, columns)?.f_fill_(encoding.target_scale)?;
             return match solver {
-                Solver::Lbfgs => lbfgs::minimise(&objective, start, weight, tolerance(1e-9), most(2000), false),
+                Solver::Lbfgs => {
+                    lbfgs::minimise(&objective, start, weight, tolerance(1e-11), most(5000), false)
+                }
                 _ => newton::minimise(&objective, start, None, tolerance(1e-9), most(200), false),
             };
         }
@@ -464,7 +489,7 @@ fn iterate(
         _ => None,
     };
     let outcome = match solver {
-        Solver::Lbfgs => lbfgs::minimise(&model, begin, weight, tolerance(1e-9), most(5000), unpenalised)?,
+        Solver::Lbfgs => lbfgs::minimise(&model, begin, weight, tolerance(1e-11), most(5000), unpenalised)?,
         Solver::Coordinate => {
             coordinate::generalised(&model, l1, begin, free.as_ref(), tolerance(1e-12), most(500))?
         }
@@ -503,7 +528,11 @@ pub fn fit_path(configs: &[RegressionModelConfig], design: &Design) -> Result<Ve
 /// penalty that halves the coefficients of uncorrelated columns.
 pub fn largest_penalty(config: &RegressionModelConfig, design: &Design) -> Result<f64> {
     let (weight, sum) = totals(design)?;
-    let unit = RegressionModelConfig { alpha: config.alpha.map(|_| 1.0), c: config.c.map(|_| 1.0), ..config.clone() };
+    let unit = RegressionModelConfig {
+        alpha: config.alpha.map(|_| 1.0),
+        c: config.c.map(|_| 1.0),
+        ..config.clone()
+    };
     let (l1, l2) = unit.strengths(weight);
     if l1 == 0.0 {
         // Columns of deviation 1 have a sum of squares of `weight`.
@@ -523,7 +552,8 @@ pub fn largest_penalty(config: &RegressionModelConfig, design: &Design) -> Resul
             Loss::Multinomial(classes) => {
                 let mut counts = vec![0.0; classes];
                 design.visit(&mut |block: &Block| {
-                    let bins = block.y.f_to_kind(Kind::Int64)?.f_bincount(block.weight.as_ref(), classes as i64)?;
+                    let bins =
+                        block.y.f_to_kind(Kind::Int64)?.f_bincount(block.weight.as_ref(), classes as i64)?;
                     for (total, count) in counts.iter_mut().zip(super::algebra::numbers(&bins)?) {
                         *total += count;
                     }

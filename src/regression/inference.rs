@@ -10,7 +10,9 @@ use super::algebra::{condition, eigen, inverse_positive, numbers, scalar};
 use super::config::{ModelName, RegressionModelConfig};
 use super::design::{Block, Design};
 use super::direct::Normal;
-use super::distributions::{chi_squared_tail, f_tail, normal_quantile, normal_two_sided, t_quantile, t_two_sided};
+use super::distributions::{
+    chi_squared_tail, f_tail, normal_quantile, normal_two_sided, t_quantile, t_two_sided,
+};
 use super::fit::Fit;
 use super::objective::{Glm, Loss, Objective};
 use crate::bail_input;
@@ -119,7 +121,9 @@ impl Inference {
             bail_input!("--robust {kind}: choose {}", KINDS.join(", "));
         };
         if self.coefficients.iter().any(|coefficient| coefficient.robust.is_none()) {
-            bail_input!("--robust {kind}: this fit has no such standard errors (they are for unpenalised linear models)");
+            bail_input!(
+                "--robust {kind}: this fit has no such standard errors (they are for unpenalised linear models)"
+            );
         }
         let reach = normal_quantile(TAIL);
         for coefficient in &mut self.coefficients {
@@ -142,11 +146,17 @@ impl Figures {
 }
 
 /// All that can be said of a fit on its training rows.
-pub fn infer(config: &RegressionModelConfig, design: &Design, fit: &Fit) -> Result<(Inference, Option<Residuals>)> {
+pub fn infer(
+    config: &RegressionModelConfig,
+    design: &Design,
+    fit: &Fit,
+) -> Result<(Inference, Option<Residuals>)> {
     let _guard = tch::no_grad_guard();
     let penalised = config.is_penalised();
     match fit.model.loss() {
-        Some(Loss::Squared) => least_squares(config, design, fit, penalised).map(|(inference, rows)| (inference, Some(rows))),
+        Some(Loss::Squared) => {
+            least_squares(config, design, fit, penalised).map(|(inference, rows)| (inference, Some(rows)))
+        }
         Some(loss) => Ok((generalised(config, design, fit, loss, penalised)?, None)),
         None => robust_fits(config, design, fit).map(|(inference, rows)| (inference, Some(rows))),
     }
@@ -156,7 +166,8 @@ fn blank(config: &RegressionModelConfig, design: &Design, fit: &Fit, statistic: 
     let classes = fit.model.encoding.classes.as_deref().unwrap_or_default();
     let several = fit.model.intercept.len() > 1;
     let mut coefficients = Vec::new();
-    for (output, (intercept, weights)) in fit.model.intercept.iter().zip(&fit.model.coefficients).enumerate() {
+    for (output, (intercept, weights)) in fit.model.intercept.iter().zip(&fit.model.coefficients).enumerate()
+    {
         let all = config.intercept.then_some(intercept).into_iter().chain(weights);
         for (name, &value) in design.names().iter().zip(all) {
             coefficients.push(Coefficient {
@@ -209,7 +220,10 @@ fn pseudo_inverse(matrix: &Tensor) -> Result<Tensor> {
 fn errors_in_units(design: &Design, covariance: &Tensor) -> Result<Vec<f64>> {
     let to_units = design.to_units()?;
     let covariance = to_units.f_matmul(covariance)?.f_matmul(&to_units.f_tr()?)?;
-    Ok(numbers(&covariance.f_diagonal(0, 0, 1)?)?.into_iter().map(|variance| variance.max(0.0).sqrt()).collect())
+    Ok(numbers(&covariance.f_diagonal(0, 0, 1)?)?
+        .into_iter()
+        .map(|variance| variance.max(0.0).sqrt())
+        .collect())
 }
 
 fn least_squares(
@@ -232,8 +246,9 @@ fn least_squares(
     let beta = fit.internal.f_select(0, 0)?;
     let columns = design.columns() as i64;
     let options = (Kind::Double, design.device());
-    let meats: Vec<Tensor> =
-        (0..3).map(|_| Tensor::f_zeros([columns, columns], options)).collect::<std::result::Result<_, _>>()?;
+    let meats: Vec<Tensor> = (0..3)
+        .map(|_| Tensor::f_zeros([columns, columns], options))
+        .collect::<std::result::Result<_, _>>()?;
     let mut passes = ResidualSums::default();
     let mut drawn = Residuals::default();
     let stride = design.source().rows().div_ceil(DRAWN_ROWS).max(1) as i64;
@@ -248,10 +263,13 @@ fn least_squares(
             }
             None => (block.x.shallow_clone(), residual.shallow_clone()),
         };
-        let leverage = (x.f_matmul(&inverse)? * &x).f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+        let leverage =
+            (x.f_matmul(&inverse)? * &x).f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
         let kept = (1f64 - &leverage).f_clamp_min(f64::EPSILON)?;
         let square = whitened.f_square()?;
-        for (meat, share) in meats.iter().zip([square.shallow_clone(), &square / &kept, &square / kept.f_square()?]) {
+        for (meat, share) in
+            meats.iter().zip([square.shallow_clone(), &square / &kept, &square / kept.f_square()?])
+        {
             let _ = meat.shallow_clone().f_addmm_(&(&x * share.f_unsqueeze(1)?).f_tr()?, &x)?;
         }
         passes.add(&whitened, block)?;
@@ -278,12 +296,17 @@ fn least_squares(
         false => normal.squares,
     };
     let r2 = 1.0 - sums.squares / total;
-    let log_likelihood = -0.5 * rows * ((std::f64::consts::TAU * sums.squares / rows).ln() + 1.0) + 0.5 * sums.log_weights;
+    let log_likelihood =
+        -0.5 * rows * ((std::f64::consts::TAU * sums.squares / rows).ln() + 1.0) + 0.5 * sums.log_weights;
     let mut figures = Figures(Vec::new());
     figures.put("r2", "R-squared", r2);
     if !penalised {
         let f = (total - sums.squares) / inference.df_model / variance;
-        figures.put("r2_adjusted", "Adj. R-squared", 1.0 - (rows - ones) / inference.df_residuals * (1.0 - r2));
+        figures.put(
+            "r2_adjusted",
+            "Adj. R-squared",
+            1.0 - (rows - ones) / inference.df_residuals * (1.0 - r2),
+        );
         figures.put("f", "F-statistic", f);
         figures.put("f_p", "Prob (F-statistic)", f_tail(f, inference.df_model, inference.df_residuals));
         figures.put("log_likelihood", "Log-Likelihood", log_likelihood);
@@ -297,8 +320,9 @@ fn least_squares(
     let mean = sums.first / rows;
     let second = sums.squares / rows - mean * mean;
     let third = sums.cubes / rows - 3.0 * mean * sums.squares / rows + 2.0 * mean.powi(3);
-    let fourth =
-        sums.fourths / rows - 4.0 * mean * sums.cubes / rows + 6.0 * mean * mean * sums.squares / rows - 3.0 * mean.powi(4);
+    let fourth = sums.fourths / rows - 4.0 * mean * sums.cubes / rows
+        + 6.0 * mean * mean * sums.squares / rows
+        - 3.0 * mean.powi(4);
     let (skew, kurtosis) = (third / second.powf(1.5), fourth / second.powi(2));
     let jarque_bera = rows / 6.0 * (skew * skew + (kurtosis - 3.0).powi(2) / 4.0);
     figures.put("jarque_bera", "Jarque-Bera (JB)", jarque_bera);
@@ -309,11 +333,15 @@ fn least_squares(
     inference.figures = figures.0;
 
     if penalised {
-        inference.notes.push("The coefficients are shrunk by a penalty: they have no standard errors.".to_owned());
+        inference
+            .notes
+            .push("The coefficients are shrunk by a penalty: they have no standard errors.".to_owned());
         return Ok((inference, drawn));
     }
     if inference.df_residuals <= 0.0 {
-        inference.notes.push("There are as many coefficients as rows: the fit has no residuals to judge it by.".to_owned());
+        inference.notes.push(
+            "There are as many coefficients as rows: the fit has no residuals to judge it by.".to_owned(),
+        );
         return Ok((inference, drawn));
     }
     let errors = errors_in_units(design, &(&inverse * variance))?;
@@ -452,7 +480,11 @@ fn generalised(
             let (weight, sum) = (counts[0], counts[1]);
             sum * (sum / weight).ln() - sum - factorials
         }
-        _ => counts.iter().filter(|count| **count > 0.0).map(|count| count * (count / weight).ln()).sum::<f64>(),
+        _ => counts
+            .iter()
+            .filter(|count| **count > 0.0)
+            .map(|count| count * (count / weight).ln())
+            .sum::<f64>(),
     };
     // Classes are compared with one of them.
     let outputs = match loss {
@@ -486,7 +518,10 @@ fn generalised(
         coefficient.odds_ratio = Some(coefficient.value.exp());
     }
     if penalised {
-        inference.notes.push("The coefficients are shrunk by a penalty: they have no standard errors (use --penalty none).".to_owned());
+        inference.notes.push(
+            "The coefficients are shrunk by a penalty: they have no standard errors (use --penalty none)."
+                .to_owned(),
+        );
         return Ok(inference);
     }
     let covariance = match loss {
@@ -502,7 +537,10 @@ fn generalised(
         }
     }
     if let Loss::Multinomial(_) = loss {
-        inference.notes.push("Coefficients of a column sum to zero over the classes; each is against the mean of all classes.".to_owned());
+        inference.notes.push(
+            "Coefficients of a column sum to zero over the classes; each is against the mean of all classes."
+                .to_owned(),
+        );
     }
     Ok(inference)
 }
@@ -553,7 +591,9 @@ fn robust_fits(config: &RegressionModelConfig, design: &Design, fit: &Fit) -> Re
     let stride = design.source().rows().div_ceil(DRAWN_ROWS).max(1) as i64;
     let (mut seen, mut absolute, mut pinball, mut pinball_null) = (0i64, 0.0, 0.0, 0.0);
     let quantile = config.quantile.unwrap_or(0.5);
-    let rho = |residual: &Tensor| -> Result<Tensor> { Ok((residual * quantile).f_maximum(&(residual * (quantile - 1.0)))?) };
+    let rho = |residual: &Tensor| -> Result<Tensor> {
+        Ok((residual * quantile).f_maximum(&(residual * (quantile - 1.0)))?)
+    };
     // The sample quantile is what is predicted without features.
     let mut targets = Vec::new();
     if config.name == ModelName::Quantile {
@@ -622,7 +662,13 @@ pub fn text(inference: &Inference) -> String {
     let mut lines = vec![format!("{title:^WIDTH$}").trim_end().to_owned(), line('=')];
     lines.extend(two_columns(&head, WIDTH));
     lines.push(line('='));
-    let width = inference.coefficients.iter().map(|coefficient| coefficient.name.chars().count()).max().unwrap_or(0).max(12);
+    let width = inference
+        .coefficients
+        .iter()
+        .map(|coefficient| coefficient.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(12);
     let statistic = &inference.statistic;
     let has_errors = inference.coefficients.iter().any(|coefficient| coefficient.standard_error.is_some());
     let header = match has_errors {

@@ -43,13 +43,21 @@ impl Programme {
             ys.push(Tensor::f_zeros([columns - ones], options)?);
             quantiles.push(Tensor::f_full([columns - ones], 0.5, options)?);
         }
-        Ok(Self { x: Tensor::f_cat(&xs, 0)?, y: Tensor::f_cat(&ys, 0)?, quantile: Tensor::f_cat(&quantiles, 0)? })
+        Ok(Self {
+            x: Tensor::f_cat(&xs, 0)?,
+            y: Tensor::f_cat(&ys, 0)?,
+            quantile: Tensor::f_cat(&quantiles, 0)?,
+        })
     }
 
     /// Σ ρ(y − xβ)
     fn loss(&self, beta: &Tensor) -> Result<f64> {
         let residual = &self.y - self.x.f_mv(beta)?;
-        scalar(&(&residual * &self.quantile).f_maximum(&(&residual * (&self.quantile - 1.0)))?.f_sum(Kind::Double)?)
+        scalar(
+            &(&residual * &self.quantile)
+                .f_maximum(&(&residual * (&self.quantile - 1.0)))?
+                .f_sum(Kind::Double)?,
+        )
     }
 
     /// (Xᵀ q X)⁻¹ Xᵀ (q r)
@@ -76,7 +84,13 @@ fn bound(at: &Tensor, step: &Tensor) -> Result<f64> {
 }
 
 /// Minimises Σ weight · ρ(y − Xβ) + l1 ‖w‖₁ for one quantile, until the duality gap is below `tolerance` times the loss.
-pub fn minimise(design: &Design, quantile: f64, l1: f64, tolerance: f64, max_iterations: u64) -> Result<Outcome> {
+pub fn minimise(
+    design: &Design,
+    quantile: f64,
+    l1: f64,
+    tolerance: f64,
+    max_iterations: u64,
+) -> Result<Outcome> {
     let _guard = tch::no_grad_guard();
     let programme = Programme::new(design, quantile, l1)?;
     let cost = programme.y.f_neg()?;
@@ -101,7 +115,8 @@ pub fn minimise(design: &Design, quantile: f64, l1: f64, tolerance: f64, max_ite
     let (mut gap, mut iterations) = (f64::INFINITY, 0);
     while iterations < max_iterations {
         let value = programme.loss(&beta.f_neg()?)?;
-        let total = scalar(&cost.f_dot(&x)?)? - scalar(&beta.f_dot(&right)?)? + scalar(&w.f_sum(Kind::Double)?)?;
+        let total =
+            scalar(&cost.f_dot(&x)?)? - scalar(&beta.f_dot(&right)?)? + scalar(&w.f_sum(Kind::Double)?)?;
         gap = total.abs() / value.max(f64::MIN_POSITIVE);
         if gap <= tolerance {
             break;
@@ -114,7 +129,15 @@ pub fn minimise(design: &Design, quantile: f64, l1: f64, tolerance: f64, max_ite
         let mut ds = dx.f_neg()?;
         let mut dz = (&z * (&dx / &x + 1.0)).f_neg()?;
         let mut dw = (&w * (&ds / &slack + 1.0)).f_neg()?;
-        let lengths = |dx: &Tensor, ds: &Tensor, dz: &Tensor, dw: &Tensor, x: &Tensor, slack: &Tensor, z: &Tensor, w: &Tensor| -> Result<(f64, f64)> {
+        let lengths = |dx: &Tensor,
+                       ds: &Tensor,
+                       dz: &Tensor,
+                       dw: &Tensor,
+                       x: &Tensor,
+                       slack: &Tensor,
+                       z: &Tensor,
+                       w: &Tensor|
+         -> Result<(f64, f64)> {
             let primal = (STEP * bound(x, dx)?.min(bound(slack, ds)?)).min(1.0);
             let dual = (STEP * bound(z, dz)?.min(bound(w, dw)?)).min(1.0);
             Ok((primal, dual))
@@ -123,7 +146,10 @@ pub fn minimise(design: &Design, quantile: f64, l1: f64, tolerance: f64, max_ite
         if primal.min(dual) < 1.0 {
             // Mehrotra's corrector.
             let mu = scalar(&(z.f_dot(&x)? + w.f_dot(&slack)?))?;
-            let ahead = scalar(&((&z + &dz * dual).f_dot(&(&x + &dx * primal))? + (&w + &dw * dual).f_dot(&(&slack + &ds * primal))?))?;
+            let ahead = scalar(
+                &((&z + &dz * dual).f_dot(&(&x + &dx * primal))?
+                    + (&w + &dw * dual).f_dot(&(&slack + &ds * primal))?),
+            )?;
             let mu = mu * (ahead / mu).powi(3) / (2.0 * x.size()[0] as f64);
             let (dxdz, dsdw) = (&dx * &dz, &ds * &dw);
             let (x_inverse, slack_inverse) = (x.f_reciprocal()?, slack.f_reciprocal()?);

@@ -13,6 +13,9 @@ const MEMORY: usize = 20;
 /// How often a step is shortened before the search gives up.
 const HALVINGS: u32 = 40;
 
+/// A gradient per row that rounding alone can leave.
+const ROUNDING: f64 = 1e-8;
+
 /// Minimises a smooth convex objective from `start`. Stops when no component of the gradient is larger than `tolerance` times
 /// `weight`, the summed weight of the rows.
 pub fn minimise(
@@ -53,11 +56,17 @@ pub fn minimise(
             }
             // The minimum of the parabola through both values, kept within bounds.
             let excess = candidate.value - point.value - length * decrease;
-            let best = if excess.is_finite() && excess > 0.0 { -decrease * length * length / (2.0 * excess) } else { 0.0 };
+            let best = if excess.is_finite() && excess > 0.0 {
+                -decrease * length * length / (2.0 * excess)
+            } else {
+                0.0
+            };
             length = best.clamp(0.1 * length, 0.5 * length);
         }
         let Some((there, candidate)) = next else {
-            return Ok(outcome(at, point.value, iterations, gap, false, point.separated));
+            // No step is better: with a gradient like this, for want of digits.
+            let converged = gap <= tolerance.max(ROUNDING);
+            return Ok(outcome(at, point.value, iterations, gap, converged, point.separated));
         };
         let (moved, turned) = (&there - &at, &candidate.gradient - &point.gradient);
         let curvature = scalar(&moved.f_dot(&turned)?)?;

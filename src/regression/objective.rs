@@ -70,7 +70,8 @@ impl Loss {
             }
             Loss::Multinomial(_) => {
                 let class = y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?;
-                predictor.f_logsumexp([1i64].as_slice(), false)? - predictor.f_gather(1, &class, false)?.f_squeeze_dim(1)?
+                predictor.f_logsumexp([1i64].as_slice(), false)?
+                    - predictor.f_gather(1, &class, false)?.f_squeeze_dim(1)?
             }
             Loss::Poisson => {
                 let eta = predictor.f_squeeze_dim(1)?;
@@ -242,7 +243,8 @@ impl Objective for Huber<'_> {
             let weight = block.weights()?;
             let of_weights = block.x.f_tr()?.f_mv(&(slope * &weight))?;
             let _ = gradient.f_narrow(0, 0, columns)?.f_sub_(&of_weights)?;
-            let of_sigma = block.sum(&(&inlier * (1.0 - z.f_square()?) + &outlier * (1.0 - self.epsilon * self.epsilon)))?;
+            let of_sigma = block
+                .sum(&(&inlier * (1.0 - z.f_square()?) + &outlier * (1.0 - self.epsilon * self.epsilon)))?;
             let _ = gradient.f_select(0, columns)?.f_add_(&of_sigma)?;
             if hessian {
                 let wide = Tensor::f_cat(&[&block.x, &z.f_unsqueeze(1)?], 1)?; // [rows, columns + 1]
@@ -256,11 +258,16 @@ impl Objective for Huber<'_> {
         if self.design.intercept {
             let _ = penalised.f_select(0, 0)?.f_zero_()?;
         }
-        let value = scalar(&value)? + 0.5 * self.l2 * scalar(&(at.f_square()? * &penalised).f_sum(Kind::Double)?)?;
+        let value =
+            scalar(&value)? + 0.5 * self.l2 * scalar(&(at.f_square()? * &penalised).f_sum(Kind::Double)?)?;
         Ok(Point {
             value: if value.is_nan() { f64::INFINITY } else { value },
             gradient: gradient + at * &penalised * self.l2,
-            hessian: if hessian { Some(curvature + Tensor::f_diag(&(penalised * self.l2), 0)?) } else { None },
+            hessian: if hessian {
+                Some(curvature + Tensor::f_diag(&(penalised * self.l2), 0)?)
+            } else {
+                None
+            },
             separated: false,
         })
     }

@@ -9,7 +9,9 @@ use super::config::{Goal, MissingPolicy, TableDataConfig, UnseenPolicy};
 use super::design::RowSource;
 use super::encoding::{Encoding, Feature, FeatureKind, MISSING_LEVEL, UNSEEN};
 use crate::data::order::{hold_out, permutation};
-use crate::data::table::{ColumnRequest, ColumnType, Head, Levels, TableReader, TableSource, Wanted, find_column, read_all, recode};
+use crate::data::table::{
+    ColumnRequest, ColumnType, Head, Levels, TableReader, TableSource, Wanted, find_column, read_all, recode,
+};
 use crate::reporting::format::count;
 use crate::{bad_input, bail_input};
 
@@ -230,7 +232,8 @@ pub fn prepare(data: &TableDataConfig, goal: Goal, seed: u64, threads: usize) ->
             None => train.push(roles.part(&block)?),
             Some(in_test) => {
                 let positions = |wanted: bool| {
-                    let chosen = (0..count).filter(|row| in_test[first + row] == wanted).map(|row| row as i64);
+                    let chosen =
+                        (0..count).filter(|row| in_test[first + row] == wanted).map(|row| row as i64);
                     Tensor::f_from_slice(&chosen.collect::<Vec<i64>>())
                 };
                 for (part, wanted) in [(&mut train, false), (&mut test, true)] {
@@ -314,7 +317,8 @@ pub fn refuse_gaps(encoding: &Encoding, blocks: &[RawBlock], name: &str) -> Resu
         if !filled {
             let mut missing = 0;
             for block in blocks {
-                missing += block.x.f_select(1, column as i64)?.f_isnan()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+                missing +=
+                    block.x.f_select(1, column as i64)?.f_isnan()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
             }
             if missing > 0 {
                 bail_input!(
@@ -328,13 +332,20 @@ pub fn refuse_gaps(encoding: &Encoding, blocks: &[RawBlock], name: &str) -> Resu
 }
 
 /// The classes of a target.
-pub fn classes_of(goal: Goal, levels: &Option<Levels>, target: &str, name: &str) -> Result<Option<Vec<String>>> {
+pub fn classes_of(
+    goal: Goal,
+    levels: &Option<Levels>,
+    target: &str,
+    name: &str,
+) -> Result<Option<Vec<String>>> {
     if goal == Goal::Number {
         return Ok(None);
     }
     let classes = levels.as_ref().map(|levels| levels.texts.clone()).unwrap_or_default();
     match classes.len() {
-        0 | 1 => bail_input!("{name}: the target `{target}` has one value only: there is nothing to tell apart"),
+        0 | 1 => {
+            bail_input!("{name}: the target `{target}` has one value only: there is nothing to tell apart")
+        }
         2 => Ok(Some(classes)),
         count if goal == Goal::TwoClasses => bail_input!(
             "{name}: the target `{target}` has {count} values where logistic regression takes two: use --model multinomial, or a target with two"
@@ -396,7 +407,9 @@ fn without_missing(
         }
     }
     if kept.is_empty() {
-        bail_input!("{name}: every row has a missing value: choose --missing mean, median or indicator, or leave a column out with --drop");
+        bail_input!(
+            "{name}: every row has a missing value: choose --missing mean, median or indicator, or leave a column out with --drop"
+        );
     }
     warnings.push(format!(
         "{} of {} rows have missing values and were left out ({})",
@@ -491,7 +504,10 @@ fn find_features(
     let mut found = Vec::with_capacity(roles.features.len());
     for (column, feature) in roles.features.iter().enumerate() {
         let values = || -> Result<Vec<Tensor>> {
-            Ok(train.iter().map(|block| block.x.f_select(1, column as i64)).collect::<std::result::Result<_, _>>()?)
+            Ok(train
+                .iter()
+                .map(|block| block.x.f_select(1, column as i64))
+                .collect::<std::result::Result<_, _>>()?)
         };
         let mut has_missing = false;
         for values in values()? {
@@ -508,7 +524,9 @@ fn find_features(
                     MissingPolicy::Median => Some(median(&values()?)?),
                 };
                 if fill.is_some_and(f64::is_nan) {
-                    bail_input!("{name}: column `{feature}` has no value at all: leave it out with --drop {feature}");
+                    bail_input!(
+                        "{name}: column `{feature}` has no value at all: leave it out with --drop {feature}"
+                    );
                 }
                 let indicator = data.missing == MissingPolicy::Indicator && has_missing;
                 Found {
@@ -592,7 +610,8 @@ fn mean(parts: &[Tensor]) -> Result<f64> {
 fn median(parts: &[Tensor]) -> Result<f64> {
     let mut values = Vec::new();
     for part in parts {
-        values.extend(Vec::<f64>::try_from(part.f_contiguous()?)?.into_iter().filter(|value| !value.is_nan()));
+        values
+            .extend(Vec::<f64>::try_from(part.f_contiguous()?)?.into_iter().filter(|value| !value.is_nan()));
     }
     if values.is_empty() {
         return Ok(f64::NAN);
@@ -609,10 +628,16 @@ fn median(parts: &[Tensor]) -> Result<f64> {
 fn refuse_unseen(test: &[RawBlock], features: &[Found]) -> Result<()> {
     for (column, found) in features.iter().enumerate() {
         let Some(codes) = &found.codes else { continue };
-        let lost: Vec<&String> =
-            found.texts.iter().zip(codes).filter(|(_, code)| **code == UNSEEN).map(|(text, _)| text).collect();
+        let lost: Vec<&String> = found
+            .texts
+            .iter()
+            .zip(codes)
+            .filter(|(_, code)| **code == UNSEEN)
+            .map(|(text, _)| text)
+            .collect();
         for block in test {
-            let unseen = block.x.f_select(1, column as i64)?.f_eq(UNSEEN)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+            let unseen =
+                block.x.f_select(1, column as i64)?.f_eq(UNSEEN)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
             if unseen > 0 {
                 bail_input!(
                     "column `{}` has categories in the test rows that no training row has ({}): count them as the reference with --unseen reference, or choose another --seed",
@@ -709,7 +734,10 @@ pub fn refuse_useless_columns(encoding: &Encoding, train: &dyn RowSource) -> Res
     // Equal columns have equal moments: only those with the same ones are compared value by value.
     let mut alike: BTreeMap<(u64, u64), Vec<usize>> = BTreeMap::new();
     for column in 0..names.len() {
-        alike.entry((encoding.mean[column].to_bits(), encoding.scale[column].to_bits())).or_default().push(column);
+        alike
+            .entry((encoding.mean[column].to_bits(), encoding.scale[column].to_bits()))
+            .or_default()
+            .push(column);
     }
     for columns in alike.values().filter(|columns| columns.len() > 1) {
         for (position, &second) in columns.iter().enumerate().skip(1) {
@@ -718,7 +746,8 @@ pub fn refuse_useless_columns(encoding: &Encoding, train: &dyn RowSource) -> Res
                 train.visit(&mut |block| {
                     if equal {
                         let design = encoding.encode(&block.x)?;
-                        equal = design.f_select(1, first as i64)?.f_equal(&design.f_select(1, second as i64)?)?;
+                        equal =
+                            design.f_select(1, first as i64)?.f_equal(&design.f_select(1, second as i64)?)?;
                     }
                     Ok(())
                 })?;

@@ -23,7 +23,9 @@ use crate::data::order::permutation;
 pub fn folds(train: &[RawBlock], k: usize, classes: bool, seed: u64) -> Result<Vec<usize>> {
     let rows = count_rows(train);
     if k < 2 || k > rows {
-        bail_input!("--cv {k}: choose at least 2 and at most as many folds as there are training rows ({rows})");
+        bail_input!(
+            "--cv {k}: choose at least 2 and at most as many folds as there are training rows ({rows})"
+        );
     }
     let column = |of: &dyn Fn(&RawBlock) -> Option<Tensor>| -> Result<Option<Vec<f64>>> {
         let mut values = Vec::with_capacity(rows);
@@ -59,7 +61,9 @@ pub fn folds(train: &[RawBlock], k: usize, classes: bool, seed: u64) -> Result<V
         return Ok(fold);
     }
     let targets = match classes {
-        true => column(&|block| Some(block.y.shallow_clone()))?.ok_or_else(|| anyhow!("rows without targets"))?,
+        true => {
+            column(&|block| Some(block.y.shallow_clone()))?.ok_or_else(|| anyhow!("rows without targets"))?
+        }
         false => vec![0.0; rows],
     };
     // Dealt out class by class in a random order.

@@ -256,13 +256,16 @@ pub fn evaluate(model: &dyn RowPredictor, rows: &dyn RowSource) -> Result<Evalua
         right += (hits.f_to_kind(Kind::Double)? * &weights).f_sum(Kind::Double)?.f_double_value(&[])?;
         if is_binary {
             let y = numbers(&block.y)?;
-            two.extend(numbers(&probabilities.f_select(1, 1)?)?.into_iter().zip(y.into_iter().map(|y| y == 1.0)));
+            two.extend(
+                numbers(&probabilities.f_select(1, 1)?)?.into_iter().zip(y.into_iter().map(|y| y == 1.0)),
+            );
         }
         let count = block.rows() as usize;
         let samples: Vec<usize> = (sample..sample + count).collect();
         sample += count;
         // The collector takes logits, whose softmax these are.
-        collector.add(&samples, &Outcome { prediction: probabilities.f_log()?, target: block.y.shallow_clone() })
+        collector
+            .add(&samples, &Outcome { prediction: probabilities.f_log()?, target: block.y.shallow_clone() })
     })?;
     if weight_sum == 0.0 {
         crate::bail_input!("there is no row to evaluate on");

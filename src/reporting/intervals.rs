@@ -26,7 +26,10 @@ pub struct Interval {
 pub fn interval_figure(title: &str, description: &str, rows: &[Interval]) -> Figure {
     let shown: Vec<&Interval> = rows.iter().filter(|row| row.value.is_finite()).collect();
     let ends = |row: &&Interval| {
-        let (low, high) = row.ends.filter(|ends| ends.0.is_finite() && ends.1.is_finite()).unwrap_or((row.value, row.value));
+        let (low, high) = row
+            .ends
+            .filter(|ends| ends.0.is_finite() && ends.1.is_finite())
+            .unwrap_or((row.value, row.value));
         [low, high, row.value]
     };
     let (low, high) = shown

@@ -20,8 +20,8 @@ pub struct TablePrediction {
     goal: Goal,
     /// Whether the network predicts the standardised target.
     scaled_target: bool,
-    /// Whether it takes standardised columns.
-    standardized: bool,
+    /// Mean and deviation of the columns, where it takes standardised ones. Made once: a trace keeps only tensors that were there before.
+    standards: Option<(Tensor, Tensor)>,
     label_smoothing: f64,
 }
 
@@ -35,8 +35,12 @@ impl TablePrediction {
         scaled_target: bool,
         standardized: bool,
         label_smoothing: f64,
-    ) -> Self {
-        Self { parameters, network, encoding, goal, scaled_target, standardized, label_smoothing }
+    ) -> Result<Self> {
+        let standards = match standardized {
+            true => Some(encoding.standards(parameters.device())?),
+            false => None,
+        };
+        Ok(Self { parameters, network, encoding, goal, scaled_target, standards, label_smoothing })
     }
 
     /// How table rows become what the network takes.
@@ -59,7 +63,7 @@ impl TablePrediction {
 
     /// Whether the network takes standardised columns.
     pub fn standardized(&self) -> bool {
-        self.standardized
+        self.standards.is_some()
     }
 
     /// Columns of the design `[batch, columns]`, standardised, to outputs `[batch, outputs]`.
@@ -71,8 +75,12 @@ impl TablePrediction {
     /// the target, the probability of the second class `[rows, 1]`, or of all classes `[rows, classes]`; float64.
     pub fn predict(&self, rows: &Tensor) -> Result<Tensor> {
         let design = self.encoding.encode(&rows.f_to_device(self.parameters.device())?)?;
-        let columns = if self.standardized { self.encoding.standardized(&design)? } else { design };
-        let outputs = self.forward(&columns.f_to_kind(Kind::Float)?, Mode::Evaluate).f_to_kind(Kind::Double)?;
+        let columns = match &self.standards {
+            Some((mean, scale)) => (design - mean) / scale,
+            None => design,
+        };
+        let outputs =
+            self.forward(&columns.f_to_kind(Kind::Float)?, Mode::Evaluate).f_to_kind(Kind::Double)?;
         let predicted = match self.goal {
             Goal::Number => {
                 let (mean, scale) = self.target_units();
@@ -102,7 +110,9 @@ impl RowPredictor for TablePrediction {
                 let p = mean.f_squeeze_dim(1)?;
                 y * &p + (1f64 - y) * (1f64 - &p)
             }
-            Goal::Classes => mean.f_gather(1, &y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?,
+            Goal::Classes => {
+                mean.f_gather(1, &y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?
+            }
         };
         Ok((mean, Some(right.f_log()?.f_neg()?)))
     }
@@ -174,7 +184,8 @@ impl Task for TablePrediction {
                     Goal::TwoClasses => Tensor::f_cat(&[&outputs.f_zeros_like()?, &outputs], 1)?,
                     _ => outputs.shallow_clone(),
                 };
-                let hits = logits.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.y.f_to_kind(Kind::Int64)?)?;
+                let hits =
+                    logits.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.y.f_to_kind(Kind::Int64)?)?;
                 sums.push(Sum {
                     name: "accuracy",
                     total: weighted(hits.f_to_kind(Kind::Float)?)?,

@@ -136,7 +136,9 @@ fn pairs(list: &[String], flag: &str) -> Result<Value> {
     let mut map = serde_json::Map::new();
     for pair in list {
         // Names may hold `=`, types and most categories do not.
-        let Some((name, value)) = pair.rsplit_once('=') else { bail_input!("--{flag} {pair}: write NAME=VALUE") };
+        let Some((name, value)) = pair.rsplit_once('=') else {
+            bail_input!("--{flag} {pair}: write NAME=VALUE")
+        };
         map.insert(name.to_owned(), json!(value));
     }
     Ok(Value::Object(map))

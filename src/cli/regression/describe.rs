@@ -48,7 +48,9 @@ pub fn run(arguments: &DescribeArgs) -> Result<()> {
         return print(&serde_json::to_string_pretty(&found)?);
     }
     let mut head: Vec<String> =
-        ["column", "type", "missing", "distinct", "min", "mean", "std", "median", "max"].map(str::to_owned).to_vec();
+        ["column", "type", "missing", "distinct", "min", "mean", "std", "median", "max"]
+            .map(str::to_owned)
+            .to_vec();
     if arguments.target.is_some() {
         head.push("relation".to_owned());
     }

@@ -1,6 +1,5 @@
 //! `eval`: metrics of a run on held-out rows or on another table.
 
-
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
@@ -57,7 +56,9 @@ pub fn run(arguments: &TableEvalArgs) -> Result<()> {
             }
             let source = data.source()?;
             match data.stream {
-                true => (source.name(), Box::new(StreamedRows::with(trained.encoding(), source, &data, threads))),
+                true => {
+                    (source.name(), Box::new(StreamedRows::with(trained.encoding(), source, &data, threads)))
+                }
                 false => {
                     let (rows, warnings) = read_with(trained.encoding(), &source, &data, threads)?;
                     warnings.iter().for_each(|warning| log.warning(warning));
@@ -80,7 +81,9 @@ pub fn run(arguments: &TableEvalArgs) -> Result<()> {
             let lines: Vec<String> = evaluation
                 .metrics
                 .iter()
-                .map(|(metric, value)| format!("{metric:width$}  {}", reporting::format::metric(metric, *value)))
+                .map(|(metric, value)| {
+                    format!("{metric:width$}  {}", reporting::format::metric(metric, *value))
+                })
                 .collect();
             let count = match rows.rows() {
                 0 => String::new(),

@@ -54,13 +54,16 @@ pub fn run(arguments: &TableExportArgs) -> Result<()> {
             Fitted::Network(_) if LinearModel::is_in(&arguments.run.run) => {
                 write(staged, &serde_json::to_string_pretty(&LinearModel::read(&arguments.run.run)?)?)
             }
-            Fitted::Network(_) => bail_input!("--format json is for linear models: a network has no readable coefficients"),
+            Fitted::Network(_) => {
+                bail_input!("--format json is for linear models: a network has no readable coefficients")
+            }
         },
     })
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    files::write_synced(path, (text.to_owned() + "\n").as_bytes()).map_err(|error| files::cannot_write(path, &error))
+    files::write_synced(path, (text.to_owned() + "\n").as_bytes())
+        .map_err(|error| files::cannot_write(path, &error))
 }
 
 fn tensors(trained: &Trained) -> Result<NamedTensors> {
@@ -100,9 +103,13 @@ fn trace(trained: &Trained, path: &Path) -> Result<()> {
                     is_buffer: entry.role == Role::Buffer,
                 })
                 .collect();
-            trace_module("Regression", &entries, &inputs, path, &mut |inputs| Ok(vec![task.predict(&inputs[0])?]))
+            trace_module("Regression", &entries, &inputs, path, &mut |inputs| {
+                Ok(vec![task.predict(&inputs[0])?])
+            })
         }
     };
     traced.context("tracing the model")?;
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| files::cannot_write(path, &error))
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| files::cannot_write(path, &error))
 }

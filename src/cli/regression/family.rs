@@ -16,7 +16,9 @@ use crate::models::Parameters;
 use crate::models::table_network::{HiddenActivation, TableNetwork, TableNetworkConfig};
 use crate::recipe::{self, Preset};
 use crate::regression::algebra::numbers;
-use crate::regression::config::{Activation, Goal, ModelName, RegressionModelConfig, Solver, TableDataConfig};
+use crate::regression::config::{
+    Activation, Goal, ModelName, RegressionModelConfig, Solver, TableDataConfig,
+};
 use crate::regression::encoding::Encoding;
 use crate::regression::prepare::{RawBlock, guess_goal, prepare, read_with};
 use crate::reporting::{Log, Report};
@@ -75,7 +77,9 @@ impl Family for Regression {
             bail_input!("training.class_weights is not for tables: weigh rows with a column, data.weights");
         }
         if recipe.model.is_trained() && recipe.data.stream {
-            bail_input!("data.stream: the trainer keeps the table in memory; stream linear, ridge or logistic with a solver");
+            bail_input!(
+                "data.stream: the trainer keeps the table in memory; stream linear, ridge or logistic with a solver"
+            );
         }
         Ok(())
     }
@@ -124,7 +128,7 @@ impl Family for Regression {
         let goal = recipe.model.goal().ok_or_else(|| anyhow!("the recipe has no goal"))?;
         let parameters = Parameters::new(device);
         let network = TableNetwork::new(&parameters.root(), &network_config(&recipe.model)?)?;
-        Ok(TablePrediction::new(
+        TablePrediction::new(
             parameters,
             network,
             encoding,
@@ -132,12 +136,13 @@ impl Family for Regression {
             is_target_scaled(&recipe.model, goal),
             recipe.data.standardize.unwrap_or(true),
             recipe.training.label_smoothing,
-        ))
+        )
     }
 
     fn usual_model(name: &str) -> Result<RegressionModelConfig> {
         let mut model: RegressionModelConfig = recipe::typed(serde_json::json!({ "name": name }), "model")?;
-        (model.inputs, model.outputs) = (Some(10), Some(if model.name == ModelName::Multinomial { 3 } else { 1 }));
+        (model.inputs, model.outputs) =
+            (Some(10), Some(if model.name == ModelName::Multinomial { 3 } else { 1 }));
         if model.name == ModelName::Mlp {
             model.hidden = vec![64, 64];
         }
@@ -204,7 +209,11 @@ fn network_config(model: &RegressionModelConfig) -> Result<TableNetworkConfig> {
 /// Writes into the model what the table decides.
 fn complete_model(recipe: &mut FamilyRecipe<Regression>, goal: Goal, encoding: &Encoding) -> Result<()> {
     let classes = encoding.classes.as_ref().map_or(0, Vec::len) as i64;
-    let goal = if goal == Goal::Classes && classes == 2 && recipe.model.goal.is_none() { Goal::TwoClasses } else { goal };
+    let goal = if goal == Goal::Classes && classes == 2 && recipe.model.goal.is_none() {
+        Goal::TwoClasses
+    } else {
+        goal
+    };
     if recipe.model.name == ModelName::Mlp {
         recipe.model.goal = Some(goal);
     }
@@ -251,10 +260,14 @@ type Rows = (Vec<f32>, Vec<f32>, Option<Vec<f32>>);
 fn rows_of(recipe: &FamilyRecipe<Regression>, encoding: &Encoding, blocks: &[RawBlock]) -> Result<Rows> {
     let goal = recipe.model.goal().ok_or_else(|| anyhow!("the recipe has no goal"))?;
     let (mut x, mut y, mut weight) = (Vec::new(), Vec::new(), None::<Vec<f32>>);
+    let (mean, scale) = encoding.standards(Device::Cpu)?;
     let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32);
     for block in blocks {
         let design = encoding.encode(&block.x)?;
-        let design = if recipe.data.standardize.unwrap_or(true) { encoding.standardized(&design)? } else { design };
+        let design = match recipe.data.standardize.unwrap_or(true) {
+            true => (design - &mean) / &scale,
+            false => design,
+        };
         x.extend(narrow(numbers(&design)?));
         let target = match is_target_scaled(&recipe.model, goal) {
             true => (&block.y - encoding.target_mean) / encoding.target_scale,

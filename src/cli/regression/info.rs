@@ -40,7 +40,12 @@ pub fn run(arguments: &InfoArgs) -> Result<()> {
                         levels.len() - 1,
                     ),
                 };
-                table.push([feature.name.clone(), kind, fill.unwrap_or_else(|| "–".to_owned()), columns.to_string()]);
+                table.push([
+                    feature.name.clone(),
+                    kind,
+                    fill.unwrap_or_else(|| "–".to_owned()),
+                    columns.to_string(),
+                ]);
             }
             lines.push(align(&table, 3));
             lines.push(String::new());

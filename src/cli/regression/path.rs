@@ -69,7 +69,13 @@ struct PathPoint {
 
 /// Runs the verb.
 pub fn run(arguments: PathArgs) -> Result<()> {
-    let PathArgs { train: RegressionTrainArgs { train, table, model, cv, .. }, points, ratio, choose, format } = arguments;
+    let PathArgs {
+        train: RegressionTrainArgs { train, table, model, cv, .. },
+        points,
+        ratio,
+        choose,
+        format,
+    } = arguments;
     if points < 2 || !(ratio > 0.0 && ratio < 1.0) {
         bail_input!("--points must be at least 2 and --ratio between 0 and 1");
     }
@@ -82,8 +88,12 @@ pub fn run(arguments: PathArgs) -> Result<()> {
     let log = Log::new(Verbosity::from_flags(train.quiet, true));
     let mut recipe = session::new_recipe::<Regression>(&train)?;
     use ModelName::{ElasticNet, Lasso, Logistic, Multinomial, Poisson, Ridge};
-    if !matches!(recipe.model.name, Ridge | Lasso | ElasticNet | Logistic | Multinomial | Poisson) || recipe.model.is_trained() {
-        bail_input!("a path needs a penalty: choose --model ridge, lasso, elastic-net, logistic, multinomial or poisson");
+    if !matches!(recipe.model.name, Ridge | Lasso | ElasticNet | Logistic | Multinomial | Poisson)
+        || recipe.model.is_trained()
+    {
+        bail_input!(
+            "a path needs a penalty: choose --model ridge, lasso, elastic-net, logistic, multinomial or poisson"
+        );
     }
     if recipe.data.stream {
         bail_input!("--stream: a path needs the table in memory");
@@ -163,7 +173,8 @@ pub fn run(arguments: PathArgs) -> Result<()> {
     let mut kept = recipe.clone();
     kept.model = configs[chosen].clone();
     kept.name = format!("{}-path", recipe.name);
-    let folder = RunFolder::create(&train.out.clone().unwrap_or_else(|| RunFolder::default_path(&kept.name)))?;
+    let folder =
+        RunFolder::create(&train.out.clone().unwrap_or_else(|| RunFolder::default_path(&kept.name)))?;
     folder.write_recipe(&serde_json::to_value(&kept)?)?;
     fits[chosen].model.write(folder.path())?;
     let (inference, residuals) = crate::regression::inference::infer(&kept.model, &whole, &fits[chosen])?;
@@ -180,7 +191,10 @@ pub fn run(arguments: PathArgs) -> Result<()> {
         "columns": fits[chosen].model.columns,
         "path": found,
     });
-    files::write_atomic(&folder.file("path.json"), (serde_json::to_string_pretty(&summary)? + "\n").as_bytes())?;
+    files::write_atomic(
+        &folder.file("path.json"),
+        (serde_json::to_string_pretty(&summary)? + "\n").as_bytes(),
+    )?;
 
     let mut report = Report {
         title: kept.name.clone(),
@@ -188,10 +202,18 @@ pub fn run(arguments: PathArgs) -> Result<()> {
         warnings: log.warnings(),
         ..Report::default()
     };
-    report.runs.push(RunData { name: kept.name.clone(), recipe: serde_json::to_value(&kept)?, ..RunData::default() });
+    report.runs.push(RunData {
+        name: kept.name.clone(),
+        recipe: serde_json::to_value(&kept)?,
+        ..RunData::default()
+    });
     report.charts = charts(&found, &fits[chosen], best, simplest, is_classifier);
     if !prepared.test.is_empty() {
-        super::report::illustrate_evaluation(&mut report, &prepared.encoding, &evaluate(&fits[chosen].model, &prepared.test)?)?;
+        super::report::illustrate_evaluation(
+            &mut report,
+            &prepared.encoding,
+            &evaluate(&fits[chosen].model, &prepared.test)?,
+        )?;
     }
     super::report::illustrate_inference(&mut report, &inference, residuals.as_ref(), &prepared.encoding);
     report.tables.insert(0, path_table(&found, parameter, best, simplest));
@@ -266,8 +288,10 @@ fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_class
     let mut lines: Vec<(f64, Series)> = Vec::new();
     for output in 0..outputs {
         for (column, name) in fit.model.columns.iter().enumerate() {
-            let points: Vec<(f64, f64)> =
-                found.iter().map(|point| (x(point), point.coefficients[output][column] * scale[column])).collect();
+            let points: Vec<(f64, f64)> = found
+                .iter()
+                .map(|point| (x(point), point.coefficients[output][column] * scale[column]))
+                .collect();
             let size = points.iter().fold(0.0, |largest: f64, point| largest.max(point.1.abs()));
             let name = match outputs {
                 1 => name.clone(),
@@ -284,7 +308,9 @@ fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_class
     if all > LINES {
         note.push_str(&format!(" The {LINES} largest of {all} are shown."));
     }
-    let band = |factor: f64| found.iter().map(|point| (x(point), point.score + factor * point.standard_error)).collect();
+    let band = |factor: f64| {
+        found.iter().map(|point| (x(point), point.score + factor * point.standard_error)).collect()
+    };
     let (low, high) = found
         .iter()
         .flat_map(|point| [point.score - point.standard_error, point.score + point.standard_error])
@@ -309,7 +335,11 @@ fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_class
                 Series { name: "one standard error up".to_owned(), points: band(1.0), mark: Mark::Line },
                 Series { name: "one standard error down".to_owned(), points: band(-1.0), mark: Mark::Line },
                 Series { name: "best".to_owned(), points: upright(best), mark: Mark::Reference },
-                Series { name: "one standard error rule".to_owned(), points: upright(simplest), mark: Mark::Reference },
+                Series {
+                    name: "one standard error rule".to_owned(),
+                    points: upright(simplest),
+                    mark: Mark::Reference,
+                },
             ],
             y_scale: Scale::Linear,
             ..Chart::default()

@@ -38,7 +38,11 @@ fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// Adds what an evaluation says: predicted against actual numbers, or classes, confusion, and the curves of two classes.
-pub fn illustrate_evaluation(report: &mut Report, encoding: &Encoding, evaluation: &Evaluation) -> Result<()> {
+pub fn illustrate_evaluation(
+    report: &mut Report,
+    encoding: &Encoding,
+    evaluation: &Evaluation,
+) -> Result<()> {
     let details = &evaluation.details;
     if let Some(points) = details.get("points") {
         let points: Vec<(f64, f64)> = serde_json::from_value(points.clone())?;
@@ -111,7 +115,9 @@ fn illustrate_curves(report: &mut Report, curves: TwoClassCurves, positive: &str
             .thresholds
             .iter()
             .map(|row| {
-                std::iter::once(Cell::Text(format!("{:.1}", row[0]))).chain(row[1..].iter().map(|share| Cell::Percent(*share))).collect()
+                std::iter::once(Cell::Text(format!("{:.1}", row[0])))
+                    .chain(row[1..].iter().map(|share| Cell::Percent(*share)))
+                    .collect()
             })
             .collect(),
     });
@@ -167,7 +173,13 @@ pub fn illustrate_inference(
     head.push("Coefficient".to_owned());
     if has_errors {
         let statistic = &inference.statistic;
-        head.extend(["Std. error".to_owned(), statistic.clone(), format!("P>|{statistic}|"), "2.5 %".to_owned(), "97.5 %".to_owned()]);
+        head.extend([
+            "Std. error".to_owned(),
+            statistic.clone(),
+            format!("P>|{statistic}|"),
+            "2.5 %".to_owned(),
+            "97.5 %".to_owned(),
+        ]);
     }
     head.extend(has_vif.then(|| "VIF".to_owned()));
     head.extend(has_ratio.then(|| "exp".to_owned()));
@@ -205,7 +217,12 @@ pub fn illustrate_inference(
             .filter_map(|coefficient| {
                 let errors = coefficient.robust?;
                 let plain = optional(coefficient.standard_error);
-                Some([Cell::from(coefficient.name.as_str()), plain].into_iter().chain(errors.map(Cell::Number)).collect())
+                Some(
+                    [Cell::from(coefficient.name.as_str()), plain]
+                        .into_iter()
+                        .chain(errors.map(Cell::Number))
+                        .collect(),
+                )
             })
             .collect();
         report.tables.push(Table {
@@ -221,7 +238,12 @@ pub fn illustrate_inference(
         vec![Cell::from("Df model"), Cell::Number(inference.df_model)],
         vec![Cell::from("Solver"), Cell::from(inference.solver.as_str())],
     ];
-    rows.extend(inference.figures.iter().map(|figure| vec![Cell::from(figure.label.as_str()), Cell::Number(figure.value)]));
+    rows.extend(
+        inference
+            .figures
+            .iter()
+            .map(|figure| vec![Cell::from(figure.label.as_str()), Cell::Number(figure.value)]),
+    );
     report.tables.push(Table {
         title: "The fit on its training rows".to_owned(),
         note: String::new(),
@@ -251,7 +273,8 @@ fn illustrate_residuals(report: &mut Report, residuals: &Residuals) {
     let count = sorted.len() as f64;
     // Blom's plotting positions.
     let quantile = |place: usize| -normal_quantile((place as f64 + 1.0 - 0.375) / (count + 0.25));
-    let points: Vec<(f64, f64)> = sorted.iter().enumerate().map(|(place, value)| (quantile(place), *value)).collect();
+    let points: Vec<(f64, f64)> =
+        sorted.iter().enumerate().map(|(place, value)| (quantile(place), *value)).collect();
     let (low, high) = ends(points.iter().map(|point| point.0));
     report.charts.push(scatter(
         "Q–Q plot of the residuals",

@@ -110,7 +110,11 @@ fn parse_try(argument: &str) -> Result<(String, Values)> {
 }
 
 /// All combinations, or `samples` random draws keyed by seed and number.
-fn plan(tries: &[(String, Values)], samples: Option<usize>, seed: u64) -> Result<Vec<BTreeMap<String, Value>>> {
+fn plan(
+    tries: &[(String, Values)],
+    samples: Option<usize>,
+    seed: u64,
+) -> Result<Vec<BTreeMap<String, Value>>> {
     let Some(samples) = samples else {
         let mut all = vec![BTreeMap::new()];
         for (key, values) in tries {
@@ -156,7 +160,13 @@ fn plan(tries: &[(String, Values)], samples: Option<usize>, seed: u64) -> Result
 
 /// Runs the verb.
 pub fn run(arguments: SearchArgs) -> Result<()> {
-    let SearchArgs { train: RegressionTrainArgs { mut train, table, model, cv, .. }, tries, samples, jobs, format } = arguments;
+    let SearchArgs {
+        train: RegressionTrainArgs { mut train, table, model, cv, .. },
+        tries,
+        samples,
+        jobs,
+        format,
+    } = arguments;
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(train.quiet, true));
     let tries = tries.iter().map(|argument| parse_try(argument)).collect::<Result<Vec<_>>>()?;
@@ -166,10 +176,7 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
     let train = merged(train, settings);
     let base = session::new_recipe::<Regression>(&train)?;
     let trials = plan(&tries, samples, base.training.seed)?;
-    let recipes = trials
-        .iter()
-        .map(|settings| with_settings(&base, settings))
-        .collect::<Result<Vec<_>>>()?;
+    let recipes = trials.iter().map(|settings| with_settings(&base, settings)).collect::<Result<Vec<_>>>()?;
     let trained = recipes.iter().any(|recipe| recipe.model.is_trained());
     if !trained {
         for key in tries.iter().map(|(key, _)| key) {
@@ -198,9 +205,15 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
         Some(run) if run.join("search.json").is_file() => run.clone(),
         Some(run) => bail_input!("--resume {}: it is no search", run.display()),
         None => {
-            let out = train.out.clone().unwrap_or_else(|| RunFolder::default_path(&format!("{}-search", base.name)));
+            let out = train
+                .out
+                .clone()
+                .unwrap_or_else(|| RunFolder::default_path(&format!("{}-search", base.name)));
             if out.is_dir() && std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
-                bail_input!("the folder {} exists already: choose another --out, or continue it with --resume", out.display());
+                bail_input!(
+                    "the folder {} exists already: choose another --out, or continue it with --resume",
+                    out.display()
+                );
             }
             std::fs::create_dir_all(&out).map_err(|error| files::cannot_write(&out, &error))?;
             out
@@ -226,7 +239,15 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
     let done: BTreeSet<usize> = journal.finished()?.iter().map(|trial| trial.number).collect();
     let open: Vec<usize> = (0..trials.len()).filter(|number| !done.contains(number)).collect();
     log.info(format!("{} trials, {} already done", trials.len(), done.len()));
-    let work = Work { recipes: &recipes, trials: &trials, open: &open, metric: &metric, journal: &journal, log: &log, interrupt: &interrupt };
+    let work = Work {
+        recipes: &recipes,
+        trials: &trials,
+        open: &open,
+        metric: &metric,
+        journal: &journal,
+        log: &log,
+        interrupt: &interrupt,
+    };
     match trained {
         true => work.train_all(&train, &folder)?,
         false => work.solve_all(cv.unwrap_or(5), jobs)?,
@@ -241,7 +262,10 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
 }
 
 /// The recipe of a trial.
-fn with_settings(base: &FamilyRecipe<Regression>, settings: &BTreeMap<String, Value>) -> Result<FamilyRecipe<Regression>> {
+fn with_settings(
+    base: &FamilyRecipe<Regression>,
+    settings: &BTreeMap<String, Value>,
+) -> Result<FamilyRecipe<Regression>> {
     let mut value = serde_json::to_value(base)?;
     for (key, setting) in settings {
         recipe::set(&mut value, key, setting.clone())?;
@@ -366,8 +390,12 @@ impl Work<'_> {
                                 break;
                             }
                             let recipe = &self.recipes[number];
-                            let sample =
-                                Sample { train: &rows, encoding, standardize: recipe.data.standardize, device };
+                            let sample = Sample {
+                                train: &rows,
+                                encoding,
+                                standardize: recipe.data.standardize,
+                                device,
+                            };
                             let result = self.score(&sample, recipe, fold);
                             self.finish(number, result)?;
                         }
@@ -382,7 +410,12 @@ impl Work<'_> {
         })
     }
 
-    fn score(&self, sample: &Sample, recipe: &FamilyRecipe<Regression>, fold: &[usize]) -> Result<(f64, Option<f64>)> {
+    fn score(
+        &self,
+        sample: &Sample,
+        recipe: &FamilyRecipe<Regression>,
+        fold: &[usize],
+    ) -> Result<(f64, Option<f64>)> {
         let validated = sample.cross_validate(&recipe.model, fold)?;
         if !validated.scores.contains_key(self.metric) {
             bail_input!(
@@ -410,7 +443,12 @@ impl Work<'_> {
                 model: train.model.clone(),
                 data: train.data.clone(),
                 out: Some(run.clone()),
-                set: self.flag_settings(train)?.into_iter().chain(train.set.iter().cloned()).chain(settings).collect(),
+                set: self
+                    .flag_settings(train)?
+                    .into_iter()
+                    .chain(train.set.iter().cloned())
+                    .chain(settings)
+                    .collect(),
                 quiet: true,
                 no_progress: true,
                 ..TrainArgs::default()
@@ -418,8 +456,11 @@ impl Work<'_> {
             let result = crate::cli::train::run::<Regression>(&arguments).and_then(|()| {
                 let path = run.join("summary.json");
                 let name = path.display().to_string();
-                let summary: Summary = recipe::typed(recipe::parse(&files::read_text(&path)?, &name)?, &name)?;
-                let best = summary.best.context("the training made no evaluation: hold rows out with --val-fraction")?;
+                let summary: Summary =
+                    recipe::typed(recipe::parse(&files::read_text(&path)?, &name)?, &name)?;
+                let best = summary
+                    .best
+                    .context("the training made no evaluation: hold rows out with --val-fraction")?;
                 let value = best.values.get(self.metric).copied();
                 Ok((value.with_context(|| format!("there is no metric {}", self.metric))?, None))
             });
@@ -454,7 +495,10 @@ fn report(
     });
     let best = trials.first().filter(|trial| trial.score.is_some());
     let result = json!({ "metric": metric, "best": best, "trials": trials });
-    files::write_atomic(&folder.join("result.json"), (serde_json::to_string_pretty(&result)? + "\n").as_bytes())?;
+    files::write_atomic(
+        &folder.join("result.json"),
+        (serde_json::to_string_pretty(&result)? + "\n").as_bytes(),
+    )?;
     match format {
         EvalFormat::Json => print(&serde_json::to_string_pretty(&result)?)?,
         EvalFormat::Table => {
@@ -464,13 +508,21 @@ fn report(
             let mut table = vec![head];
             table.extend(trials.iter().map(|trial| {
                 let mut row = vec![(trial.number + 1).to_string()];
-                row.extend(tries.iter().map(|(key, _)| trial.settings.get(key).map_or_else(String::new, Value::to_string)));
+                row.extend(
+                    tries
+                        .iter()
+                        .map(|(key, _)| trial.settings.get(key).map_or_else(String::new, Value::to_string)),
+                );
                 row.push(match (&trial.score, &trial.error) {
                     (Some(score), _) => reporting::format::metric(metric, *score),
                     (None, Some(error)) => error.clone(),
                     (None, None) => "–".to_owned(),
                 });
-                row.push(trial.standard_error.map_or_else(String::new, |error| reporting::format::metric(metric, error)));
+                row.push(
+                    trial
+                        .standard_error
+                        .map_or_else(String::new, |error| reporting::format::metric(metric, error)),
+                );
                 row
             }));
             print(&align(&table, 1))?;
@@ -502,7 +554,9 @@ mod tests {
         assert!(plan(&tries, None, 0).is_err());
         let drawn = plan(&tries, Some(50), 1)?;
         assert_eq!(drawn, plan(&tries, Some(50), 1)?);
-        assert!(drawn.iter().all(|settings| settings["a"].as_f64().is_some_and(|a| (1e-3..=10.0).contains(&a))));
+        assert!(
+            drawn.iter().all(|settings| settings["a"].as_f64().is_some_and(|a| (1e-3..=10.0).contains(&a)))
+        );
         assert!(drawn.iter().filter(|settings| settings["a"].as_f64().is_some_and(|a| a < 0.1)).count() > 15);
         Ok(())
     }

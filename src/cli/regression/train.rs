@@ -69,7 +69,9 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
         return if train.dry_run { Ok(()) } else { write_linear(&run) };
     }
     if let [first, ..] = given.as_slice() {
-        bail_input!("{first} is for the trainer and a solver has no use for it: add --solver gradient, or leave it out");
+        bail_input!(
+            "{first} is for the trainer and a solver has no use for it: add --solver gradient, or leave it out"
+        );
     }
     solve(&train, cv, strict)
 }
@@ -83,7 +85,8 @@ fn write_linear(run: &std::path::Path) -> Result<()> {
     }
     let parameters = crate::tasks::Task::parameters(task.as_ref());
     let weight = parameters.get("0.weight").ok_or_else(|| anyhow!("the network has no layer `0`"))?;
-    let weight = Vec::<Vec<f64>>::try_from(weight.detach().f_to_device(Device::Cpu)?.f_to_kind(tch::Kind::Double)?)?;
+    let weight =
+        Vec::<Vec<f64>>::try_from(weight.detach().f_to_device(Device::Cpu)?.f_to_kind(tch::Kind::Double)?)?;
     let bias = match parameters.get("0.bias") {
         Some(bias) => crate::regression::algebra::numbers(&bias.detach())?,
         None => vec![0.0; weight.len()],
@@ -134,7 +137,8 @@ fn write_linear(run: &std::path::Path) -> Result<()> {
         if row.len() > LISTED {
             terms.push("…".to_owned());
         }
-        let of = if model.intercept.len() > 1 { format!(" of {}", encoding.class(output)) } else { String::new() };
+        let of =
+            if model.intercept.len() > 1 { format!(" of {}", encoding.class(output)) } else { String::new() };
         log.result(format!("coefficients{of}: {}", terms.join(", ")));
     }
     Ok(())
@@ -165,7 +169,12 @@ fn open(recipe: &FamilyRecipe<Regression>, goal: Goal, threads: usize) -> Result
         }
         None => streamed.test.map(|test| Box::new(test) as Box<dyn RowSource>),
     };
-    Ok(Rows { encoding: streamed.encoding, train: Box::new(streamed.train), test, warnings: streamed.warnings })
+    Ok(Rows {
+        encoding: streamed.encoding,
+        train: Box::new(streamed.train),
+        test,
+        warnings: streamed.warnings,
+    })
 }
 
 fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
@@ -193,7 +202,9 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
     if arguments.dry_run {
         return print(&serde_json::to_string_pretty(&recipe)?);
     }
-    if let Some(out) = arguments.out.as_ref().filter(|out| out.exists() && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())) {
+    if let Some(out) = arguments.out.as_ref().filter(|out| {
+        out.exists() && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())
+    }) {
         bail_input!("the folder {} exists already: choose another --out", out.display());
     }
     let rows = open(&recipe, goal, threads)?;
@@ -206,10 +217,13 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
     if strict && !fit.model.solver.converged {
         return Err(anyhow!("{}", fit.warnings.join("; ")));
     }
+    let validated = match cv {
+        Some(k) => Some(cross_validate(&recipe, &rows, goal, k, device, threads)?),
+        None => None,
+    };
 
-    let folder = RunFolder::create(
-        &arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name)),
-    )?;
+    let folder =
+        RunFolder::create(&arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name)))?;
     folder.write_recipe(&serde_json::to_value(&recipe)?)?;
     log.attach(&folder.file("log.txt"))?;
     log.info(format!(
@@ -230,10 +244,6 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
     fit.model.write(folder.path())?;
     write_json(&folder, STATISTICS, &serde_json::to_value(&inference)?)?;
     let looked_at = rows.test.as_deref().map(|test| evaluate(&fit.model, test)).transpose()?;
-    let validated = match cv {
-        Some(k) => Some(cross_validate(&recipe, &rows, goal, k, device, threads)?),
-        None => None,
-    };
     if let Some(validated) = &validated {
         write_json(&folder, CROSS_VALIDATION, &serde_json::to_value(validated)?)?;
     }
@@ -300,10 +310,16 @@ impl Done<'_> {
         let mut metrics = MetricsLog::open(&self.folder.file("metrics.jsonl"))?;
         let step = self.fit.model.solver.iterations;
         if let Some(evaluation) = self.looked_at {
-            metrics.append(&Record { split: Split::Test, step, epoch: 0.0, values: evaluation.metrics.clone() })?;
+            metrics.append(&Record {
+                split: Split::Test,
+                step,
+                epoch: 0.0,
+                values: evaluation.metrics.clone(),
+            })?;
         }
         metrics.sync()?;
-        let scores = |values: &reporting::Values| reporting::Scores { step, epoch: 0.0, values: values.clone() };
+        let scores =
+            |values: &reporting::Values| reporting::Scores { step, epoch: 0.0, values: values.clone() };
         let summary = Summary {
             recipe: self.recipe.name.clone(),
             best: self.validated.map(|validated| {
@@ -371,7 +387,10 @@ impl Done<'_> {
     fn outcome(&self) -> String {
         let mut lines = Vec::new();
         let figure = |key: &str| self.inference.figure(key).map(reporting::format::number);
-        if let Some(r2) = figure("r2").map(|value| format!("R² {value}")).or_else(|| figure("pseudo_r2").map(|value| format!("pseudo R² {value}"))) {
+        if let Some(r2) = figure("r2")
+            .map(|value| format!("R² {value}"))
+            .or_else(|| figure("pseudo_r2").map(|value| format!("pseudo R² {value}")))
+        {
             lines.push(format!("training rows: {r2}"));
         }
         if let Some(evaluation) = self.looked_at {

@@ -150,7 +150,12 @@ impl Chunks {
         let count = match read {
             Ok(count) => count,
             // A gzip stream that is cut off or damaged is the file's fault.
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
                 bail_input!("{} is a damaged gzip file: {error}", self.name)
             }
             Err(error) => return Err(anyhow!("cannot read {}: {error}", self.name)),

@@ -72,7 +72,10 @@ pub fn describe(reader: &mut TableReader, target: Option<&str>, threads: usize) 
     let (blocks, levels) = read_all(reader, &requests, threads)?;
     let columns = (0..requests.len() as i64)
         .map(|column| {
-            let parts = blocks.iter().map(|block| block.f_select(1, column)).collect::<std::result::Result<Vec<_>, _>>()?;
+            let parts = blocks
+                .iter()
+                .map(|block| block.f_select(1, column))
+                .collect::<std::result::Result<Vec<_>, _>>()?;
             Ok(Vec::<f64>::try_from(Tensor::f_cat(&parts, 0)?)?)
         })
         .collect::<Result<Vec<_>>>()?;
@@ -214,6 +217,9 @@ mod tests {
     fn a_column_in_short() {
         let column = describe_column("x", &[4.0, f64::NAN, 1.0, f64::INFINITY, 2.0, 2.0], None);
         assert_eq!((column.missing, column.infinite, column.distinct), (1, 1, 3));
-        assert_eq!((column.min, column.median, column.max, column.mean), (Some(1.0), Some(2.0), Some(4.0), Some(2.25)));
+        assert_eq!(
+            (column.min, column.median, column.max, column.mean),
+            (Some(1.0), Some(2.0), Some(4.0), Some(2.25))
+        );
     }
 }

@@ -108,7 +108,8 @@ impl Dialect {
         };
         if !self.quoted || text.get(start) != Some(&b'"') {
             let next = bare_end(start);
-            let carriage_return = next > start && text[next - 1] == b'\r' && text.get(next) != Some(&self.delimiter);
+            let carriage_return =
+                next > start && text[next - 1] == b'\r' && text.get(next) != Some(&self.delimiter);
             return Field { start, end: next - usize::from(carriage_return), doubled: false, next };
         }
         let (mut place, mut doubled) = (start + 1, false);
@@ -164,9 +165,10 @@ impl Head {
             bail_input!("{name} is no text: it has a zero byte");
         }
         let delimiter = match form.delimiter {
-            Some(delimiter) => u8::try_from(delimiter).ok().filter(u8::is_ascii).ok_or_else(|| {
-                bad_input!("data.delimiter: `{delimiter}` is no ASCII character")
-            })?,
+            Some(delimiter) => u8::try_from(delimiter)
+                .ok()
+                .filter(u8::is_ascii)
+                .ok_or_else(|| bad_input!("data.delimiter: `{delimiter}` is no ASCII character"))?,
             None => find_delimiter(text),
         };
         let quoted = form.quoting.unwrap_or_else(|| has_quotes(text, delimiter));
@@ -181,7 +183,9 @@ impl Head {
             None => {
                 let (fields, next) = dialect.line(text, start);
                 if fields.iter().all(|field| number(field).is_some()) {
-                    bail_input!("{name}: the first line holds numbers only: name the columns with --columns a,b,…");
+                    bail_input!(
+                        "{name}: the first line holds numbers only: name the columns with --columns a,b,…"
+                    );
                 }
                 let names = fields.iter().map(|field| utf8(field, name, 1)).collect::<Result<Vec<_>>>()?;
                 (names, next)
@@ -189,7 +193,10 @@ impl Head {
         };
         for (position, column) in names.iter().enumerate() {
             if column.is_empty() {
-                bail_input!("{name}: column {} has no name in the header: name the columns with --columns", position + 1);
+                bail_input!(
+                    "{name}: column {} has no name in the header: name the columns with --columns",
+                    position + 1
+                );
             }
             if names[..position].contains(column) {
                 bail_input!("{name}: two columns are called `{column}`: rename one");
@@ -258,7 +265,11 @@ fn find_delimiter(text: &[u8]) -> u8 {
         // Nine lines of ten must agree: one broken line is told later, with its number.
         if agreeing * 10 >= counts.len() * 9 { first } else { 1 }
     };
-    let best = DELIMITERS.into_iter().map(|delimiter| (fields(delimiter), delimiter)).rev().max_by_key(|(count, _)| *count);
+    let best = DELIMITERS
+        .into_iter()
+        .map(|delimiter| (fields(delimiter), delimiter))
+        .rev()
+        .max_by_key(|(count, _)| *count);
     match best {
         Some((count, delimiter)) if count > 1 => delimiter,
         _ => b',',
@@ -268,7 +279,9 @@ fn find_delimiter(text: &[u8]) -> u8 {
 /// Whether some field begins with a quote and ends with one: a lone quote, as in inches, is a letter.
 fn has_quotes(text: &[u8], delimiter: u8) -> bool {
     let begins = |place: usize| place == 0 || text[place - 1] == delimiter || text[place - 1] == b'\n';
-    let ends = |place: usize| matches!(text.get(place + 1), None | Some(b'\n' | b'\r')) || text.get(place + 1) == Some(&delimiter);
+    let ends = |place: usize| {
+        matches!(text.get(place + 1), None | Some(b'\n' | b'\r')) || text.get(place + 1) == Some(&delimiter)
+    };
     let mut opened = false;
     for place in memchr::memchr_iter(b'"', text) {
         if opened && ends(place) {

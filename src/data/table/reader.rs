@@ -250,7 +250,8 @@ impl Dictionary {
         match self.fixed {
             Some(Some(otherwise)) => return Ok(otherwise),
             Some(None) => {
-                let known = shared.1.iter().take(12).map(|text| text.to_string()).collect::<Vec<_>>().join(", ");
+                let known =
+                    shared.1.iter().take(12).map(|text| text.to_string()).collect::<Vec<_>>().join(", ");
                 return Err(format!(
                     "has the category `{text}`, which the model does not know (known: {known}): correct it, or predict it as the reference with --unseen reference"
                 ));
@@ -429,7 +430,9 @@ impl<'a> Parser<'a> {
                 Target::Number { request, strict } => {
                     // Most fields are a number with nothing around it: parsed without looking for its end first.
                     let parsed = match text[place..].first() {
-                        Some(b'0'..=b'9' | b'-' | b'.') => fast_float2::parse_partial::<f64, _>(&text[place..]).ok(),
+                        Some(b'0'..=b'9' | b'-' | b'.') => {
+                            fast_float2::parse_partial::<f64, _>(&text[place..]).ok()
+                        }
                         _ => None,
                     };
                     let ends = |end: usize| match text.get(end) {
@@ -441,7 +444,11 @@ impl<'a> Parser<'a> {
                         Some((value, length)) if value.is_finite() && ends(place + length) => {
                             self.values[row + request] = value;
                             let end = place + length;
-                            if text.get(end) == Some(&b'\r') && plan.dialect.delimiter != b'\r' { end + 1 } else { end }
+                            if text.get(end) == Some(&b'\r') && plan.dialect.delimiter != b'\r' {
+                                end + 1
+                            } else {
+                                end
+                            }
                         }
                         _ => {
                             let field = plan.dialect.field(text, place);
@@ -490,7 +497,11 @@ impl<'a> Parser<'a> {
                 // A column that is wanted as number and as category takes its code from the number's text.
                 Some(dictionary) if plan.dictionaries[from].is_none() => {
                     let value = self.values[row + from];
-                    if value.is_nan() { f64::NAN } else { dictionary.code(&value.to_string()).map_err(|why| format!(": {why}"))? }
+                    if value.is_nan() {
+                        f64::NAN
+                    } else {
+                        dictionary.code(&value.to_string()).map_err(|why| format!(": {why}"))?
+                    }
                 }
                 _ => self.values[row + from],
             };
@@ -506,7 +517,8 @@ impl<'a> Parser<'a> {
             return Ok(code);
         }
         let name = &self.plan.names[column];
-        let text = utf8(content, "", 0).map_err(|_| format!(": column `{name}` is not UTF-8: save the file as UTF-8"))?;
+        let text = utf8(content, "", 0)
+            .map_err(|_| format!(": column `{name}` is not UTF-8: save the file as UTF-8"))?;
         let Some(dictionary) = &self.plan.dictionaries[request] else { return Ok(f64::NAN) };
         let code = dictionary.code(&text).map_err(|why| format!(": column `{name}` {why}"))?;
         // A column of names would fill the memory.
@@ -565,7 +577,8 @@ pub fn recode(block: &Tensor, column: i64, codes: &[f64]) -> Result<()> {
     let lookup = Tensor::f_from_slice(&with_missing)?.f_to_device(Device::Cpu)?;
     let mut values = block.f_select(1, column)?;
     let missing = codes.len() as f64;
-    let positions = values.f_nan_to_num(missing, missing, missing)?.f_clamp(0.0, missing)?.f_to_kind(Kind::Int64)?;
+    let positions =
+        values.f_nan_to_num(missing, missing, missing)?.f_clamp(0.0, missing)?.f_to_kind(Kind::Int64)?;
     values.f_copy_(&lookup.f_index_select(0, &positions)?).map_err(|error| anyhow!(error))
 }
 
@@ -631,7 +644,10 @@ mod tests {
         let found = rows(&blocks)?;
         let expected = [[1.0, 1.5], [0.0, f64::NAN], [f64::NAN, -2000.0], [1.0, 4.0]];
         assert_eq!(format!("{found:?}"), format!("{expected:?}"));
-        assert_eq!(levels[0].as_ref().map(|levels| levels.texts.clone()), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            levels[0].as_ref().map(|levels| levels.texts.clone()),
+            Some(vec!["a".to_owned(), "b".to_owned()])
+        );
         Ok(std::fs::remove_file(path)?)
     }
 
@@ -689,7 +705,8 @@ mod tests {
         }
         let (path, source) = table("latin1", b"a,b\n1,\xfcber\n")?;
         let mut reader = TableReader::open(&source, &TableForm::default())?;
-        let message = read_all(&mut reader, &[request("b", Wanted::Category)], 1).map(|_| ()).unwrap_err().to_string();
+        let message =
+            read_all(&mut reader, &[request("b", Wanted::Category)], 1).map(|_| ()).unwrap_err().to_string();
         assert!(message.contains("line 2: column `b` is not UTF-8"), "{message}");
         Ok(std::fs::remove_file(path)?)
     }
