@@ -71,7 +71,7 @@ fn triangle(design: &Design, l2: f64) -> Result<Tensor> {
     design.visit(&mut |block: &Block| {
         let mut rows = Tensor::f_cat(&[&block.x, &block.y.f_unsqueeze(1)?], 1)?;
         if let Some(weight) = &block.weight {
-            rows = rows * weight.f_sqrt()?.f_unsqueeze(1)?;
+            rows = rows.f_mul(&weight.f_sqrt()?.f_unsqueeze(1)?)?;
         }
         triangle = upper_triangle(&Tensor::f_cat(&[&triangle, &rows], 0)?)?;
         Ok(())

@@ -44,7 +44,7 @@ pub fn t_quantile(tail: f64, degrees: f64) -> f64 {
     for _ in 0..3 {
         let excess = t_two_sided(value, degrees) / 2.0 - tail;
         let density = statrs::distribution::Continuous::pdf(&distribution, value);
-        if !(density > 0.0) {
+        if density.is_nan() || density <= 0.0 {
             break;
         }
         value += excess / density;

@@ -565,5 +565,6 @@ pub fn largest_penalty(config: &RegressionModelConfig, design: &Design) -> Resul
         begin.f_select(1, 0)?.f_copy_(&vector(&start)?)?;
     }
     let point = super::objective::Objective::evaluate(&model, &begin.f_view([-1])?, false)?;
-    Ok(coordinate::largest_strength(&point.gradient, &model.penalised()?)? / l1)
+    // A little more, so that rounding leaves none.
+    Ok(coordinate::largest_strength(&point.gradient, &model.penalised()?)? / l1 * (1.0 + 1e-9))
 }

@@ -102,7 +102,7 @@ pub fn minimise(
     let start = programme.weighted(&ones, &cost)?;
     let mut beta = match start {
         Some(start) => start,
-        None => return Ok(unfinished(design, 0, f64::INFINITY)?),
+        None => return unfinished(design, 0, f64::INFINITY),
     };
     let residual = &cost - programme.x.f_mv(&beta)?;
     let nudge = residual.f_eq(0.0)?.f_to_kind(Kind::Double)? * 0.001;
@@ -110,8 +110,8 @@ pub fn minimise(
     let mut z = residual.f_clamp_min(0.0)?;
     let mut w = &z - &residual;
     // Both stay positive.
-    z = z + 1e-10;
-    w = w + 1e-10;
+    z = z.f_add_scalar(1e-10)?;
+    w = w.f_add_scalar(1e-10)?;
     let (mut gap, mut iterations) = (f64::INFINITY, 0);
     while iterations < max_iterations {
         let value = programme.loss(&beta.f_neg()?)?;
@@ -163,11 +163,11 @@ pub fn minimise(
             dw = &slack_inverse * mu - &w - &slack_inverse * &w * &ds - &dsdw;
             (primal, dual) = lengths(&dx, &ds, &dz, &dw, &x, &slack, &z, &w)?;
         }
-        x = x + dx * primal;
-        slack = slack + ds * primal;
-        beta = beta + d_beta * dual;
-        z = z + dz * dual;
-        w = w + dw * dual;
+        x = x.f_add(&(dx * primal))?;
+        slack = slack.f_add(&(ds * primal))?;
+        beta = beta.f_add(&(d_beta * dual))?;
+        z = z.f_add(&(dz * dual))?;
+        w = w.f_add(&(dw * dual))?;
     }
     let mut coefficients = beta.f_neg()?;
     let mut value = programme.loss(&coefficients)?;

@@ -98,15 +98,15 @@ fn two_loops(gradient: &Tensor, memory: &VecDeque<(Tensor, Tensor, f64)>) -> Res
     let mut factors = Vec::with_capacity(memory.len());
     for (moved, turned, curvature) in memory.iter().rev() {
         let factor = scalar(&moved.f_dot(&direction)?)? / curvature;
-        direction = direction - turned * factor;
+        direction = direction.f_sub(&(turned * factor))?;
         factors.push(factor);
     }
     if let Some((_, turned, curvature)) = memory.back() {
-        direction = direction * (curvature / scalar(&turned.f_dot(turned)?)?);
+        direction = direction.f_mul_scalar(curvature / scalar(&turned.f_dot(turned)?)?)?;
     }
     for ((moved, turned, curvature), factor) in memory.iter().zip(factors.into_iter().rev()) {
         let correction = factor - scalar(&turned.f_dot(&direction)?)? / curvature;
-        direction = direction + moved * correction;
+        direction = direction.f_add(&(moved * correction))?;
     }
     Ok(direction)
 }

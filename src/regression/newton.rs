@@ -71,7 +71,7 @@ fn step_of(point: &Point, free: Option<&Tensor>, damping: &mut f64) -> Result<Op
     let Some(hessian) = &point.hessian else { return Ok(None) };
     let mut hessian = hessian.shallow_clone();
     if let Some(free) = free {
-        hessian = hessian + free;
+        hessian = hessian.f_add(free)?;
     }
     let scale = largest(&hessian.f_diagonal(0, 0, 1)?)?.max(f64::MIN_POSITIVE);
     if !scale.is_finite() {

@@ -153,7 +153,7 @@ impl Objective for Glm<'_> {
             let mean = self.loss.mean(&predictor)?;
             let mut slope = self.loss.slope(&mean, &block.y)?;
             if let Some(weight) = &block.weight {
-                slope = slope * weight.f_unsqueeze(1)?;
+                slope = slope.f_mul(&weight.f_unsqueeze(1)?)?;
             }
             let _ = gradient.shallow_clone().f_add_(&slope.f_tr()?.f_matmul(&block.x)?)?;
             separated = separated && self.is_separated(&predictor, &block.y)?;

@@ -2,12 +2,12 @@
 
 use super::format::number;
 use super::html::Figure;
-use super::plots::escape;
+use super::plots::{escape, even_ticks, labelled};
 
 const WIDTH: f64 = 480.0;
 const ROW: f64 = 20.0;
 /// Room for a letter of a name.
-const LETTER: f64 = 7.0;
+const LETTER: f64 = 7.6;
 /// Letters of a name that are shown.
 const NAME: usize = 26;
 
@@ -36,7 +36,10 @@ pub fn interval_figure(title: &str, description: &str, rows: &[Interval]) -> Fig
         .iter()
         .flat_map(ends)
         .fold((0.0, 0.0), |(low, high): (f64, f64), value| (low.min(value), high.max(value)));
-    let span = if high > low { high - low } else { 1.0 };
+    // Dots at the ends have room, too.
+    let margin = if high > low { (high - low) * 0.04 } else { 1.0 };
+    let (low, high) = (low - margin, high + margin);
+    let span = high - low;
     let name = |row: &Interval| -> String {
         match row.name.chars().count() > NAME {
             true => row.name.chars().take(NAME - 1).chain(['…']).collect(),
@@ -57,17 +60,11 @@ pub fn interval_figure(title: &str, description: &str, rows: &[Interval]) -> Fig
          <path class=\"axis\" d=\"M{left:.1} {bottom:.1}H{right:.1}\"/>\n",
         place(0.0)
     ));
-    // The two ends, and zero where it is not too near to them.
-    let mut ticks = vec![(low, "start"), (high, "end")];
-    if [low, high].iter().all(|end| (place(*end) - place(0.0)).abs() > 60.0) {
-        ticks.push((0.0, "middle"));
-    }
-    for (tick, anchor) in ticks {
+    for (tick, label) in labelled(&even_ticks(low, high, 4), false) {
         svg.push_str(&format!(
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>\n",
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>\n",
             place(tick),
-            bottom + 17.0,
-            number(tick)
+            bottom + 17.0
         ));
     }
     for (position, row) in shown.iter().enumerate() {

@@ -25,6 +25,7 @@ use crate::cli::table::align;
 use crate::cli::{TrainArgs, print, session};
 use crate::error::Interrupted;
 use crate::files::{self, FolderLock};
+use crate::regression::config::Goal;
 use crate::regression::prepare::{RawBlock, prepare};
 use crate::regression::resampling::{Sample, folds};
 use crate::reporting::{self, Log, Summary, Verbosity};
@@ -40,7 +41,7 @@ pub struct SearchArgs {
     train: RegressionTrainArgs,
     /// A key of the recipe with what to try: model.alpha=0.1,1,10 (all of them), model.alpha=0.001:10 (random, even),
     /// model.alpha=0.001:10:log (random, even on a logarithmic scale); may be repeated
-    #[arg(long = "try", value_name = "KEY=VALUES", required = true)]
+    #[arg(long = "try", value_name = "KEY=VALUES", required_unless_present = "resume")]
     tries: Vec<String>,
     /// Random draws; without it, and without ranges, every combination is tried
     #[arg(long, value_name = "N")]
@@ -169,46 +170,36 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
     } = arguments;
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(train.quiet, true));
-    let tries = tries.iter().map(|argument| parse_try(argument)).collect::<Result<Vec<_>>>()?;
-    let settings = [table.settings()?, model.settings()].concat();
-    let resumed = train.resume.take();
-    let chosen_metric = train.metric.take();
-    let train = merged(train, settings);
-    let base = session::new_recipe::<Regression>(&train)?;
-    let trials = plan(&tries, samples, base.training.seed)?;
-    let recipes = trials.iter().map(|settings| with_settings(&base, settings)).collect::<Result<Vec<_>>>()?;
-    let trained = recipes.iter().any(|recipe| recipe.model.is_trained());
-    if !trained {
-        for key in tries.iter().map(|(key, _)| key) {
-            if !key.starts_with("model.") && key != "data.standardize" {
-                bail_input!("--try {key}: a search among solvers is over model.… and data.standardize");
+    let (folder, plan) = match train.resume.take() {
+        Some(folder) => {
+            let path = folder.join(PLAN);
+            let name = path.display().to_string();
+            if !path.is_file() {
+                bail_input!("--resume {}: it is no search", folder.display());
             }
+            let flags = [table.settings()?, model.settings(), train.settings()].concat();
+            if !tries.is_empty()
+                || cv.is_some()
+                || samples.is_some()
+                || !train.set.is_empty()
+                || !flags.is_empty()
+            {
+                bail_input!("a resumed search keeps its plan: give --resume {} alone", folder.display());
+            }
+            (folder, recipe::typed(recipe::parse(&files::read_text(&path)?, &name)?, &name)?)
         }
-        if base.data.stream {
-            bail_input!("--stream: a search needs the table in memory");
-        }
-    }
-    if train.dry_run {
-        return print(&serde_json::to_string_pretty(&trials)?);
-    }
-    let is_classifier = match base.model.goal() {
-        Some(goal) => goal != crate::regression::config::Goal::Number,
-        None => goal_of(&base)? != crate::regression::config::Goal::Number,
-    };
-    let metric = chosen_metric.unwrap_or_else(|| match (trained, is_classifier) {
-        (true, _) => "loss".to_owned(),
-        (false, true) => "accuracy".to_owned(),
-        (false, false) => "r2".to_owned(),
-    });
-
-    let folder = match &resumed {
-        Some(run) if run.join("search.json").is_file() => run.clone(),
-        Some(run) => bail_input!("--resume {}: it is no search", run.display()),
         None => {
+            let settings = [table.settings()?, model.settings()].concat();
+            let chosen_metric = train.metric.take();
+            let train = merged(train, settings);
+            let plan = new_plan(&train, &tries, samples, cv, chosen_metric)?;
+            if train.dry_run {
+                return print(&serde_json::to_string_pretty(&plan.trials)?);
+            }
             let out = train
                 .out
                 .clone()
-                .unwrap_or_else(|| RunFolder::default_path(&format!("{}-search", base.name)));
+                .unwrap_or_else(|| RunFolder::default_path(&format!("{}-search", plan.recipe.name)));
             if out.is_dir() && std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
                 bail_input!(
                     "the folder {} exists already: choose another --out, or continue it with --resume",
@@ -216,49 +207,86 @@ pub fn run(arguments: SearchArgs) -> Result<()> {
                 );
             }
             std::fs::create_dir_all(&out).map_err(|error| files::cannot_write(&out, &error))?;
-            out
+            let text = serde_json::to_string_pretty(&plan)? + "\n";
+            files::write_atomic(&out.join(PLAN), text.as_bytes())?;
+            (out, plan)
         }
     };
     let _lock = FolderLock::take(&folder)?;
-    let description = json!({ "recipe": base, "trials": trials, "metric": metric, "folds": cv.unwrap_or(5) });
-    let path = folder.join("search.json");
-    if resumed.is_some() {
-        let before = recipe::parse(&files::read_text(&path)?, &path.display().to_string())?;
-        let differing: Vec<String> = recipe::differences(&before, &description)
-            .into_iter()
-            .map(|(key, ..)| key)
-            .filter(|key| !["recipe.training.threads", "recipe.training.device"].contains(&key.as_str()))
-            .collect();
-        if !differing.is_empty() {
-            bail_input!("a resumed search keeps its trials, but the flags change {}", differing.join(", "));
-        }
-    } else {
-        files::write_atomic(&path, (serde_json::to_string_pretty(&description)? + "\n").as_bytes())?;
-    }
+    let recipes = plan
+        .trials
+        .iter()
+        .map(|settings| with_settings(&plan.recipe, settings))
+        .collect::<Result<Vec<_>>>()?;
     let journal = Journal::open(&folder.join("trials.jsonl"))?;
     let done: BTreeSet<usize> = journal.finished()?.iter().map(|trial| trial.number).collect();
-    let open: Vec<usize> = (0..trials.len()).filter(|number| !done.contains(number)).collect();
-    log.info(format!("{} trials, {} already done", trials.len(), done.len()));
+    let open: Vec<usize> = (0..plan.trials.len()).filter(|number| !done.contains(number)).collect();
+    log.info(format!("{} trials, {} already done", plan.trials.len(), done.len()));
     let work = Work {
         recipes: &recipes,
-        trials: &trials,
+        trials: &plan.trials,
         open: &open,
-        metric: &metric,
+        metric: &plan.metric,
         journal: &journal,
         log: &log,
         interrupt: &interrupt,
     };
-    match trained {
-        true => work.train_all(&train, &folder)?,
-        false => work.solve_all(cv.unwrap_or(5), jobs)?,
+    match recipes.iter().any(|recipe| recipe.model.is_trained()) {
+        true => work.train_all(&plan.recipe, &folder)?,
+        false => work.solve_all(plan.folds, jobs)?,
     }
     if interrupt.asked() {
         return Err(anyhow!(Interrupted(format!(
-            "interrupted: continue with the same flags and --resume {}",
+            "interrupted: continue with --resume {}",
             folder.display()
         ))));
     }
-    report(journal.finished()?, &metric, &tries, &folder, format, &log)
+    report(journal.finished()?, &plan, &folder, format, &log)
+}
+
+/// The file that says what a search tries.
+const PLAN: &str = "search.json";
+
+/// What a search tries, and how it judges.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SearchPlan {
+    recipe: FamilyRecipe<Regression>,
+    metric: String,
+    folds: usize,
+    trials: Vec<BTreeMap<String, Value>>,
+}
+
+fn new_plan(
+    train: &TrainArgs,
+    tries: &[String],
+    samples: Option<usize>,
+    cv: Option<usize>,
+    metric: Option<String>,
+) -> Result<SearchPlan> {
+    let tries = tries.iter().map(|argument| parse_try(argument)).collect::<Result<Vec<_>>>()?;
+    let recipe = session::new_recipe::<Regression>(train)?;
+    let trials = plan(&tries, samples, recipe.training.seed)?;
+    let recipes =
+        trials.iter().map(|settings| with_settings(&recipe, settings)).collect::<Result<Vec<_>>>()?;
+    let trained = recipes.iter().any(|recipe| recipe.model.is_trained());
+    if !trained {
+        if let Some((key, _)) =
+            tries.iter().find(|(key, _)| !key.starts_with("model.") && key != "data.standardize")
+        {
+            bail_input!("--try {key}: a search among solvers is over model.… and data.standardize");
+        }
+        if recipe.data.stream {
+            bail_input!("--stream: a search needs the table in memory");
+        }
+    }
+    let metric = match metric {
+        Some(metric) => metric,
+        None if trained => "loss".to_owned(),
+        None if goal_of(&recipe)? == Goal::Number => "r2".to_owned(),
+        None => "accuracy".to_owned(),
+    };
+    Ok(SearchPlan { recipe, metric, folds: cv.unwrap_or(5), trials })
 }
 
 /// The recipe of a trial.
@@ -428,7 +456,9 @@ impl Work<'_> {
     }
 
     /// Trains one network after the other, each in a run of its own; the score is that of its best checkpoint on validation rows.
-    fn train_all(&self, train: &TrainArgs, folder: &Path) -> Result<()> {
+    fn train_all(&self, base: &FamilyRecipe<Regression>, folder: &Path) -> Result<()> {
+        let recipe_file = folder.join("recipe.json");
+        files::write_atomic(&recipe_file, (serde_json::to_string_pretty(base)? + "\n").as_bytes())?;
         for &number in self.open {
             if self.interrupt.asked() {
                 break;
@@ -437,18 +467,10 @@ impl Work<'_> {
             if run.exists() {
                 std::fs::remove_dir_all(&run).map_err(|error| files::cannot_write(&run, &error))?;
             }
-            let settings = self.trials[number].iter().map(|(key, value)| format!("{key}={value}"));
             let arguments = TrainArgs {
-                recipe: train.recipe.clone(),
-                model: train.model.clone(),
-                data: train.data.clone(),
+                recipe: Some(recipe_file.display().to_string()),
                 out: Some(run.clone()),
-                set: self
-                    .flag_settings(train)?
-                    .into_iter()
-                    .chain(train.set.iter().cloned())
-                    .chain(settings)
-                    .collect(),
+                set: self.trials[number].iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 quiet: true,
                 no_progress: true,
                 ..TrainArgs::default()
@@ -471,22 +493,19 @@ impl Work<'_> {
         }
         Ok(())
     }
-
-    /// The shared flags as settings.
-    fn flag_settings(&self, train: &TrainArgs) -> Result<Vec<String>> {
-        Ok(train.settings().into_iter().map(|(key, value)| format!("{key}={value}")).collect())
-    }
 }
 
 /// Prints the trials, best first, and writes them into the folder.
 fn report(
     mut trials: Vec<Trial>,
-    metric: &str,
-    tries: &[(String, Values)],
+    plan: &SearchPlan,
     folder: &Path,
     format: EvalFormat,
     log: &Log,
 ) -> Result<()> {
+    let metric = plan.metric.as_str();
+    let keys: Vec<&String> =
+        plan.trials.first().map(|settings| settings.keys().collect()).unwrap_or_default();
     let worst = if larger_is_better(metric) { f64::NEG_INFINITY } else { f64::INFINITY };
     trials.sort_by(|a, b| {
         let (left, right) = (a.score.unwrap_or(worst), b.score.unwrap_or(worst));
@@ -503,15 +522,14 @@ fn report(
         EvalFormat::Json => print(&serde_json::to_string_pretty(&result)?)?,
         EvalFormat::Table => {
             let mut head: Vec<String> = vec!["trial".to_owned()];
-            head.extend(tries.iter().map(|(key, _)| key.clone()));
+            head.extend(keys.iter().map(|key| (*key).clone()));
             head.extend([metric.to_owned(), "std. error".to_owned()]);
             let mut table = vec![head];
             table.extend(trials.iter().map(|trial| {
                 let mut row = vec![(trial.number + 1).to_string()];
                 row.extend(
-                    tries
-                        .iter()
-                        .map(|(key, _)| trial.settings.get(key).map_or_else(String::new, Value::to_string)),
+                    keys.iter()
+                        .map(|key| trial.settings.get(*key).map_or_else(String::new, Value::to_string)),
                 );
                 row.push(match (&trial.score, &trial.error) {
                     (Some(score), _) => reporting::format::metric(metric, *score),

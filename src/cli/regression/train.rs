@@ -51,7 +51,13 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
             }
             true
         }
-        None => session::new_recipe::<Regression>(&train)?.model.is_trained(),
+        None => {
+            // A rate without an optimizer, as for a solver's recipe, is no recipe: it is told below what is wrong with that.
+            let (rate, decay) = (train.lr.take(), train.weight_decay.take());
+            let trained = session::new_recipe::<Regression>(&train)?.model.is_trained();
+            (train.lr, train.weight_decay) = (rate, decay);
+            trained
+        }
     };
     if trained {
         if cv.is_some() {

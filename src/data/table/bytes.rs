@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use flate2::read::MultiGzDecoder;
 
-use crate::{bail_input, files};
+use crate::{bad_input, bail_input, files};
 
 /// Bytes of a chunk: large enough that handing it over costs nothing, small enough that its values stay in a processor's cache.
 const CHUNK: usize = 1 << 21;
@@ -25,11 +25,15 @@ pub fn open_bytes(path: &Path) -> Result<Box<dyn Read + Send>> {
         false => Box::new(File::open(path).map_err(|error| files::cannot_read(path, &error))?),
     };
     let (start, rest) = look(plain, 2).map_err(|error| files::cannot_read(path, &error))?;
-    let unpacked: Box<dyn Read + Send> = match start.starts_with(&[0x1f, 0x8b]) {
+    let packed = start.starts_with(&[0x1f, 0x8b]);
+    let unpacked: Box<dyn Read + Send> = match packed {
         true => Box::new(MultiGzDecoder::new(io::Cursor::new(start).chain(rest))),
         false => Box::new(io::Cursor::new(start).chain(rest)),
     };
-    let (mut start, rest) = look(unpacked, 3).map_err(|error| files::cannot_read(path, &error))?;
+    let (mut start, rest) = look(unpacked, 3).map_err(|error| match packed {
+        true => bad_input!("{} is a damaged gzip file: {error}", path.display()),
+        false => files::cannot_read(path, &error),
+    })?;
     if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
         bail_input!("{} is text in UTF-16: save it as UTF-8", path.display());
     }

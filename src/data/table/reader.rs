@@ -221,9 +221,12 @@ enum Target {
     Category { request: usize },
 }
 
+/// The code of each text, and the text of each code.
+type Codes = (HashMap<Arc<str>, f64>, Vec<Arc<str>>);
+
 /// Texts with their codes, shared by all threads.
 struct Dictionary {
-    codes: Mutex<(HashMap<Arc<str>, f64>, Vec<Arc<str>>)>,
+    codes: Mutex<Codes>,
     limit: usize,
     /// Whether reaching the limit is an error.
     strict: bool,
