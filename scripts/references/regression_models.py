@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Coefficients of scikit-learn and statsmodels over a grid of penalties. Needs scikit-learn==1.9.1 and statsmodels.
+"""Coefficients of scikit-learn and statsmodels over a grid of penalties. Needs scikit-learn==1.9.1, statsmodels==0.15.0 and pandas.
 
     python3 scripts/references/regression_models.py > tests/fixtures/regression_models.json
 
@@ -15,9 +15,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import sklearn
+import statsmodels
+import statsmodels.api as sm
 from sklearn.linear_model import (ElasticNet, HuberRegressor, Lasso, LogisticRegression, PoissonRegressor, QuantileRegressor,
                                   Ridge)
 from sklearn.preprocessing import StandardScaler
+from statsmodels.stats import stattools
+from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "assets" / "tables"
 
@@ -76,7 +80,56 @@ def main():
         for scaled in [True, False]:
             model = LogisticRegression(C=c, tol=1e-14, max_iter=10**5, solver="newton-cg")
             cases.append(case("iris", {"name": "multinomial", "penalty": "l2", "c": c}, model, x, y, scaled))
-    json.dump({"scikit-learn": sklearn.__version__, "cases": cases}, sys.stdout)
+    statistics = {"versions": {"scikit-learn": sklearn.__version__, "statsmodels": statsmodels.__version__}}
+    frame = pd.read_csv(TABLES / "diabetes.csv")
+    y = frame.pop("target")
+    x = sm.add_constant(frame)
+    fit = sm.OLS(y, x).fit()
+    jarque_bera, jarque_bera_p, skew, kurtosis = map(float, stattools.jarque_bera(fit.resid))
+    statistics["linear"] = {
+        "robust": [np.asarray(getattr(fit, f"HC{kind}_se")).tolist() for kind in range(4)],
+        "vif": [float(variance_inflation_factor(x.to_numpy(), column)) for column in range(1, x.shape[1])],
+        "figures": {
+            "durbin_watson": float(stattools.durbin_watson(fit.resid)),
+            "jarque_bera": jarque_bera,
+            "jarque_bera_p": jarque_bera_p,
+            "skew": skew,
+            "kurtosis": kurtosis,
+            "condition_number": float(fit.condition_number),
+        },
+    }
+    fit = sm.GLM(y, x, family=sm.families.Poisson()).fit(tol=1e-14)
+    statistics["poisson"] = {
+        "coef": fit.params.tolist(),
+        "std_err": fit.bse.tolist(),
+        "figures": {
+            "log_likelihood": float(fit.llf),
+            "log_likelihood_null": float(fit.llnull),
+            "deviance": float(fit.deviance),
+            "pearson_chi2": float(fit.pearson_chi2),
+            "aic": float(fit.aic),
+            "bic": float(fit.bic_llf),
+        },
+    }
+    # One measurement, for others part one species from the rest, and then no unpenalised fit exists.
+    frame = pd.read_csv(TABLES / "iris.csv")
+    fit = sm.MNLogit(frame["species"], sm.add_constant(frame[["sepal_width"]])).fit(
+        method="newton", maxiter=200, tol=1e-14, disp=False
+    )
+    statistics["multinomial"] = {
+        "features": "sepal_width",
+        "figures": {
+            "log_likelihood": float(fit.llf),
+            "log_likelihood_null": float(fit.llnull),
+            "pseudo_r2": float(fit.prsquared),
+            "llr": float(fit.llr),
+            "aic": float(fit.aic),
+            "bic": float(fit.bic),
+        },
+        # Against the first class, [column, class - 1].
+        "coef": fit.params.to_numpy().tolist(),
+    }
+    json.dump({"statistics": statistics, "cases": cases}, sys.stdout)
     print()
 
 

@@ -70,6 +70,8 @@ pub struct Fit {
     pub model: LinearModel,
     /// Coefficients of the design, `[outputs, columns]`.
     pub internal: Tensor,
+    /// The normal equations of the design, where the fit made them.
+    pub normal: Option<Normal>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -285,6 +287,7 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
         condition: None,
     };
     let mut scale = None;
+    let mut made = None;
     let internal = match solver {
         Solver::Qr | Solver::Cholesky | Solver::Svd => {
             let l2 = config.strengths(1.0).1;
@@ -292,13 +295,9 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
                 Solver::Qr => direct::qr(design, l2)?,
                 Solver::Svd => direct::svd(design, l2)?,
                 _ => {
-                    let own;
                     let normal = match given.normal {
                         Some(normal) => normal,
-                        None => {
-                            own = Normal::of(design)?;
-                            &own
-                        }
+                        None => made.insert(Normal::of(design)?),
                     };
                     match direct::from_normal(design, normal, l2) {
                         // Whoever left the choice to the program gets the slower way where the fast one is not accurate enough.
@@ -371,7 +370,7 @@ pub fn fit_design(config: &RegressionModelConfig, design: &Design, given: Given)
         quantile: (config.name == ModelName::Quantile).then(|| config.quantile.unwrap_or(0.5)),
         solver: report,
     };
-    Ok(Fit { model, internal, warnings })
+    Ok(Fit { model, internal, normal: made, warnings })
 }
 
 fn refuse_negative_counts(design: &Design) -> Result<()> {

@@ -232,7 +232,14 @@ fn least_squares(
     fit: &Fit,
     penalised: bool,
 ) -> Result<(Inference, Residuals)> {
-    let normal = Normal::of(design)?;
+    let own;
+    let normal = match &fit.normal {
+        Some(normal) => normal,
+        None => {
+            own = Normal::of(design)?;
+            &own
+        }
+    };
     let mut inverse = inverse(&normal.gram)?;
     let rank = fit.model.solver.rank.unwrap_or(design.columns());
     if rank < design.columns() {

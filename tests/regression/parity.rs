@@ -235,3 +235,45 @@ fn paths_of_penalties_agree_with_scikit_learn() {
         assert_close(&found, &expected, tolerance, &format!("{}", case["settings"]));
     }
 }
+
+#[test]
+fn diagnostics_and_counts_are_those_of_statsmodels() {
+    // Made by scripts/references/regression_models.py.
+    let reference = &fixture("regression_models.json")["statistics"];
+    let place = Place::new();
+    let all_figures = |found: &Value, expected: &Value, tolerance: f64| {
+        for (key, value) in expected["figures"].as_object().unwrap() {
+            assert_each_close(&[figure(found, key)], &[number(value)], tolerance, key);
+        }
+    };
+    let whole = ["--test-fraction", "0"];
+    let found = statistics(&place.train("linear", &whole));
+    let expected = &reference["linear"];
+    all_figures(&found, expected, 1e-7);
+    let vif: Vec<f64> = column(&found, "vif")[1..].to_vec();
+    assert_each_close(&vif, &numbers(&expected["vif"]), 1e-8, "VIF");
+    for kind in 0..4 {
+        let coefficients = found["coefficients"].as_array().unwrap().iter();
+        let errors: Vec<f64> = coefficients.map(|coefficient| number(&coefficient["robust"][kind])).collect();
+        assert_each_close(&errors, &numbers(&expected["robust"][kind]), 1e-8, "HC");
+    }
+
+    let found = statistics(&place.train("poisson", &[&whole[..], &["--recipe", "poisson"]].concat()));
+    let expected = &reference["poisson"];
+    all_figures(&found, expected, 1e-8);
+    assert_each_close(&column(&found, "value"), &numbers(&expected["coef"]), 1e-8, "poisson");
+    assert_each_close(&column(&found, "standard_error"), &numbers(&expected["std_err"]), 1e-8, "poisson");
+
+    let expected = &reference["multinomial"];
+    let features = expected["features"].as_str().unwrap();
+    let flags = ["--recipe", "multinomial", "--penalty", "none", "--features", features];
+    let run = place.train("multinomial", &[&whole[..], &flags].concat());
+    all_figures(&statistics(&run), expected, 1e-8);
+    // Against the first class instead of the mean of all.
+    let found = coefficients(&run);
+    let columns = found.len() / 3;
+    for (column, row) in expected["coef"].as_array().unwrap().iter().enumerate() {
+        let against: Vec<f64> = (1..3).map(|class| found[class * columns + column] - found[column]).collect();
+        assert_each_close(&against, &numbers(row), 1e-7, "multinomial");
+    }
+}
