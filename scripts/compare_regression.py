@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--models", default="linear,ridge,logistic")
     parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--statistics", action="store_true", help="also the standard errors, which scikit-learn does not give")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--predict", action="store_true")
     options = parser.parse_args()
@@ -109,6 +110,7 @@ def main():
             run = pathlib.Path(name) / f"{model}-{number}"
             target, other = ("label", "y") if model == "logistic" else ("y", "label")
             flags = ["--recipe", model, "--data", table, "--target", target, "--drop", other, "--test-fraction", 0, "--quiet"]
+            flags += [] if options.statistics else ["--no-statistics"]
             return run, timed([options.program, "train", *flags, "--out", run, *more])
 
         for model in options.models.split(","):

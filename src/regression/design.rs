@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::algebra::vector;
 use super::config::{Goal, MissingPolicy, TableDataConfig};
 use super::encoding::{Encoding, Feature, FeatureKind};
-use super::prepare::{Moments, RawBlock, Roles, classes_of, count_rows};
+use super::prepare::{Moments, RawBlock, Roles, classes_of, count_rows, refuse_gaps};
 use crate::bail_input;
 use crate::data::table::{ColumnType, TableReader, TableSource, Wanted};
 use crate::reporting::format::count;
@@ -32,6 +32,8 @@ impl RowSource for Vec<RawBlock> {
 
 /// Rows of a file that is read anew for each pass, in memory that does not grow with it.
 pub struct StreamedRows {
+    /// For rows that no first pass has looked at: what must not be missing in them.
+    unseen: Option<Encoding>,
     source: TableSource,
     data: TableDataConfig,
     roles: Roles,
@@ -209,6 +211,7 @@ impl StreamedRows {
 
         // Second pass: means and deviations.
         let of = |held_out: bool, rows: usize| StreamedRows {
+            unseen: None,
             source: source.clone(),
             data: TableDataConfig { test_fraction: fraction, ..data.clone() },
             roles: roles.clone(),
@@ -234,6 +237,7 @@ impl StreamedRows {
     /// All rows of a table for a known encoding; how many there are is not known.
     pub fn with(encoding: &Encoding, source: TableSource, data: &TableDataConfig, threads: usize) -> Self {
         Self {
+            unseen: Some(encoding.clone()).filter(|_| data.missing != MissingPolicy::Drop),
             source,
             data: TableDataConfig { test_fraction: 0.0, ..data.clone() },
             roles: Roles::known(encoding, data),
@@ -266,10 +270,14 @@ impl RowSource for StreamedRows {
                 let whole = kept.f_isnan()?.f_any_dim(1, false)?.f_logical_not()?;
                 kept = kept.f_index_select(0, &whole.f_nonzero()?.f_view([-1])?)?;
             }
-            match kept.size()[0] {
-                0 => Ok(()),
-                _ => look(&self.roles.part(&kept)?),
+            if kept.size()[0] == 0 {
+                return Ok(());
             }
+            let part = self.roles.part(&kept)?;
+            if let Some(encoding) = &self.unseen {
+                refuse_gaps(encoding, std::slice::from_ref(&part), &self.source.name())?;
+            }
+            look(&part)
         })?;
         Ok(())
     }
@@ -369,18 +377,18 @@ impl<'a> Design<'a> {
         let _guard = tch::no_grad_guard();
         let options = (Kind::Double, self.device);
         let (columns, ones) = (self.shift.len() as i64, i64::from(self.intercept));
-        let (shift, scale) =
-            (vector(&self.shift)?.f_to_device(self.device)?, vector(&self.scale)?.f_to_device(self.device)?);
+        let shift = vector(&self.shift)?.f_to_device(self.device)?;
+        let inverse: Vec<f64> = self.scale.iter().map(|scale| 1.0 / scale).collect();
+        let inverse = vector(&inverse)?.f_to_device(self.device)?;
         self.rows.visit(&mut |raw| {
             let encoded = self.encoding.encode(&raw.x.f_to_device(self.device)?)?;
-            let mut x = Tensor::f_empty([raw.rows(), columns + ones], options)?;
+            let x = Tensor::f_empty([raw.rows(), columns + ones], options)?;
             if self.intercept {
                 let _ = x.f_narrow(1, 0, 1)?.f_fill_(1.0)?;
             }
-            let mut part = x.f_narrow(1, ones, columns)?;
-            part.f_copy_(&encoded)?;
-            let _ = part.f_sub_(&shift)?.f_div_(&scale)?;
-            x = x.f_contiguous()?;
+            let part = x.f_narrow(1, ones, columns)?;
+            let _ = encoded.f_sub_out(&part, &shift)?;
+            let _ = part.shallow_clone().f_mul_(&inverse)?;
             look(&Block {
                 x,
                 y: raw.y.f_to_device(self.device)?.f_contiguous()?,

@@ -451,7 +451,7 @@ fn iterate(config: &RegressionModelConfig, design: &Design, solver: Solver, give
                 Solver::Lbfgs => {
                     lbfgs::minimise(&objective, start, weight, tolerance(1e-11), most(5000), false)
                 }
-                _ => newton::minimise(&objective, start, None, tolerance(1e-9), most(200), false),
+                _ => newton::minimise(&objective, start, None, tolerance(1e-6), most(200), false),
             };
         }
         ModelName::Lasso | ModelName::ElasticNet => {
@@ -492,7 +492,7 @@ fn iterate(config: &RegressionModelConfig, design: &Design, solver: Solver, give
         Solver::Coordinate => {
             coordinate::generalised(&model, l1, begin, free.as_ref(), tolerance(1e-12), most(500))?
         }
-        _ => newton::minimise(&model, begin, free.as_ref(), tolerance(1e-9), most(100), unpenalised)?,
+        _ => newton::minimise(&model, begin, free.as_ref(), tolerance(1e-6), most(100), unpenalised)?,
     };
     let is_classifier = matches!(loss, Loss::Logistic | Loss::Multinomial(_));
     if is_classifier && unpenalised && !outcome.converged && !outcome.separated {

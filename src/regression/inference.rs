@@ -474,7 +474,7 @@ fn generalised(
 ) -> Result<Inference> {
     let mut inference = blank(config, design, fit, "z");
     let model = Glm { design, loss, l2: 0.0 };
-    let point = model.evaluate(&fit.internal.f_reshape([-1])?, true)?;
+    let point = model.evaluate(&fit.internal.f_reshape([-1])?, !penalised)?;
     let (counts, factorials) = target_sums(design, loss)?;
     let weight: f64 = match loss {
         Loss::Poisson => counts[0],
@@ -513,7 +513,6 @@ fn generalised(
         figures.put("aic", "AIC", 2.0 * parameters - 2.0 * log_likelihood);
         figures.put("bic", "BIC", parameters * (inference.rows as f64).ln() - 2.0 * log_likelihood);
     }
-    let hessian = point.hessian.ok_or_else(|| anyhow!("no Hessian"))?;
     let columns = design.columns() as i64;
     if loss == Loss::Poisson {
         let (deviance, pearson) = poisson_misfit(design, fit)?;
@@ -531,6 +530,7 @@ fn generalised(
         );
         return Ok(inference);
     }
+    let hessian = point.hessian.ok_or_else(|| anyhow!("no Hessian"))?;
     let covariance = match loss {
         Loss::Multinomial(_) => pseudo_inverse(&hessian)?,
         _ => inverse(&hessian)?,

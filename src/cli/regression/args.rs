@@ -21,6 +21,9 @@ pub struct RegressionTrainArgs {
     /// Also cross-validate with so many folds (classes keep their shares, groups stay together)
     #[arg(long, value_name = "K")]
     pub cv: Option<usize>,
+    /// Leave out standard errors, tests and diagnostics, which take more passes over the rows than the fit
+    #[arg(long)]
+    pub no_statistics: bool,
     /// Fail (exit code 1) where a solver does not converge, instead of a warning
     #[arg(long)]
     pub strict: bool,

@@ -32,7 +32,10 @@ pub fn run(arguments: &SummaryArgs) -> Result<()> {
     let path = arguments.run.join(STATISTICS);
     let name = path.display().to_string();
     if !path.is_file() {
-        bail_input!("{} has no statistics: a summary is of a fit by a solver", arguments.run.display());
+        bail_input!(
+            "{} has no statistics: a summary is of a fit by a solver, without --no-statistics",
+            arguments.run.display()
+        );
     }
     let mut inference: Inference = recipe::typed(recipe::parse(&files::read_text(&path)?, &name)?, &name)?;
     if let Some(kind) = &arguments.robust {

@@ -35,7 +35,7 @@ pub const CROSS_VALIDATION: &str = "cross_validation.json";
 
 /// Runs the verb.
 pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
-    let RegressionTrainArgs { train, table, model, cv, strict } = arguments;
+    let RegressionTrainArgs { train, table, model, cv, no_statistics, strict } = arguments;
     let settings = [table.settings()?, model.settings()].concat();
     let given = trainer_flags(&train);
     let mut train = merged(train, settings);
@@ -79,7 +79,7 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
             "{first} is for the trainer and a solver has no use for it: add --solver gradient, or leave it out"
         );
     }
-    solve(&train, cv, strict)
+    solve(&train, cv, !no_statistics, strict)
 }
 
 /// A trained network without hidden layers is a linear model: its coefficients in the units of the table go beside its checkpoints.
@@ -183,7 +183,7 @@ fn open(recipe: &FamilyRecipe<Regression>, goal: Goal, threads: usize) -> Result
     })
 }
 
-fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
+fn solve(arguments: &TrainArgs, cv: Option<usize>, with_statistics: bool, strict: bool) -> Result<()> {
     let began = Instant::now();
     let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
     let mut recipe = session::new_recipe::<Regression>(arguments)?;
@@ -246,9 +246,15 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
         log.warning(warning);
     }
 
-    let (inference, residuals) = infer(&recipe.model, &design, &fit)?;
+    let (inference, residuals) = match with_statistics {
+        true => {
+            let (inference, residuals) = infer(&recipe.model, &design, &fit)?;
+            write_json(&folder, STATISTICS, &serde_json::to_value(&inference)?)?;
+            (Some(inference), residuals)
+        }
+        false => (None, None),
+    };
     fit.model.write(folder.path())?;
-    write_json(&folder, STATISTICS, &serde_json::to_value(&inference)?)?;
     let looked_at = rows.test.as_deref().map(|test| evaluate(&fit.model, test)).transpose()?;
     if let Some(validated) = &validated {
         write_json(&folder, CROSS_VALIDATION, &serde_json::to_value(validated)?)?;
@@ -258,7 +264,7 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, strict: bool) -> Result<()> {
         folder: &folder,
         log: &log,
         fit: &fit,
-        inference: &inference,
+        inference: inference.as_ref(),
         looked_at: looked_at.as_ref(),
         validated: validated.as_ref(),
         seconds: [("reading", read_seconds), ("fitting", fit_seconds)],
@@ -304,7 +310,7 @@ struct Done<'a> {
     folder: &'a RunFolder,
     log: &'a Log,
     fit: &'a Fit,
-    inference: &'a Inference,
+    inference: Option<&'a Inference>,
     looked_at: Option<&'a Evaluation>,
     validated: Option<&'a CrossValidation>,
     seconds: [(&'static str, f64); 2],
@@ -382,7 +388,9 @@ impl Done<'_> {
         if let Some(evaluation) = self.looked_at {
             illustrate_evaluation(&mut report, encoding, evaluation)?;
         }
-        illustrate_inference(&mut report, self.inference, residuals, encoding);
+        if let Some(inference) = self.inference {
+            illustrate_inference(&mut report, inference, residuals, encoding);
+        }
         if let Some(validated) = self.validated {
             report.tables.push(cross_validation_table(validated));
         }
@@ -392,7 +400,7 @@ impl Done<'_> {
 
     fn outcome(&self) -> String {
         let mut lines = Vec::new();
-        let figure = |key: &str| self.inference.figure(key).map(reporting::format::number);
+        let figure = |key: &str| self.inference?.figure(key).map(reporting::format::number);
         if let Some(r2) = figure("r2")
             .map(|value| format!("R² {value}"))
             .or_else(|| figure("pseudo_r2").map(|value| format!("pseudo R² {value}")))

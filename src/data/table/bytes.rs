@@ -10,7 +10,7 @@ use flate2::read::MultiGzDecoder;
 use crate::{bad_input, bail_input, files};
 
 /// Bytes of a chunk: large enough that handing it over costs nothing, small enough that its values stay in a processor's cache.
-const CHUNK: usize = 1 << 21;
+const CHUNK: usize = 1 << 20;
 /// A single line longer than this is no table.
 const LONGEST_LINE: usize = 1 << 28;
 
