@@ -18,9 +18,18 @@ pub trait RowSource {
 
     /// How many rows there are.
     fn rows(&self) -> usize;
+
+    /// Whether passing over a block costs nothing.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
 }
 
 impl RowSource for Vec<RawBlock> {
+    fn is_in_memory(&self) -> bool {
+        true
+    }
+
     fn visit(&self, look: &mut dyn FnMut(&RawBlock) -> Result<()>) -> Result<()> {
         self.iter().try_for_each(look)
     }
@@ -326,6 +335,8 @@ pub struct Design<'a> {
     /// What each column is divided by after that.
     pub scale: Vec<f64>,
     device: Device,
+    /// Only every so manieth block is looked at.
+    every: usize,
 }
 
 impl<'a> Design<'a> {
@@ -343,7 +354,13 @@ impl<'a> Design<'a> {
             true => encoding.scale.iter().map(|scale| if *scale > 0.0 { *scale } else { 1.0 }).collect(),
             false => vec![1.0; columns],
         };
-        Self { rows, encoding, intercept, shift, scale, device }
+        Self { rows, encoding, intercept, shift, scale, device, every: 1 }
+    }
+
+    /// The same design of a part of the rows, spread over all of them: every so manieth block.
+    pub fn thinned(&self, every: usize) -> Self {
+        let (shift, scale) = (self.shift.clone(), self.scale.clone());
+        Self { rows: self.rows, encoding: self.encoding, shift, scale, every, ..*self }
     }
 
     /// How rows become a design.
@@ -380,7 +397,12 @@ impl<'a> Design<'a> {
         let shift = vector(&self.shift)?.f_to_device(self.device)?;
         let inverse: Vec<f64> = self.scale.iter().map(|scale| 1.0 / scale).collect();
         let inverse = vector(&inverse)?.f_to_device(self.device)?;
+        let mut number = 0;
         self.rows.visit(&mut |raw| {
+            number += 1;
+            if !(number - 1usize).is_multiple_of(self.every) {
+                return Ok(());
+            }
             let encoded = self.encoding.encode(&raw.x.f_to_device(self.device)?)?;
             let x = Tensor::f_empty([raw.rows(), columns + ones], options)?;
             if self.intercept {

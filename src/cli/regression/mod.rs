@@ -1,6 +1,6 @@
 //! The family `regression`: linear models and small networks on tables.
 //!
-//! A fit by a solver is no training in epochs, so `train` parts ways once the recipe is resolved: solvers run in [`train`] and leave
+//! A fit by a solver is no training in epochs, so `train` parts ways once the recipe is resolved: solvers run in `train.rs` and leave
 //! `model.json`, and what the trainer fits goes through the suite's own `train` and leaves checkpoints. The other verbs take either.
 
 mod args;
