@@ -12,6 +12,7 @@
 //! | [`data`] | data sets, order of samples, loader |
 //! | [`models`] | architectures, one file each, on layers with `torch.nn`'s names and initial values |
 //! | [`tasks`] | what a batch means |
+//! | [`regression`] | linear models of tables: designs, solvers, statistics |
 //! | [`training`] | the loop, optimizers, schedules, precision, checkpoints |
 //! | [`weights`] | reading and writing weight files |
 //! | [`distributed`] | what the trainer needs of other processes |
@@ -32,6 +33,7 @@ pub mod files;
 pub mod models;
 pub mod native;
 pub mod recipe;
+pub mod regression;
 pub mod reporting;
 pub mod tasks;
 pub mod training;

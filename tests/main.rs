@@ -17,6 +17,7 @@ mod optimizers;
 mod predictions;
 mod recipes_in_effect;
 mod registry;
+mod regression;
 mod resizing;
 mod resume;
 mod schedules;

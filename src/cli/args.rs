@@ -170,9 +170,38 @@ pub struct DeviceArgs {
     pub precision: Option<Precision>,
 }
 
-/// A run and one of its checkpoints, or an architecture with weights from elsewhere.
+/// A run and one of its checkpoints.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
+    /// Run folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// best, last or step-N [default: best, or last where there is no best]
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Samples computed at a time
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+}
+
+impl RunArgs {
+    /// The same where weights from elsewhere would do as well.
+    pub fn as_model(&self) -> ModelArgs {
+        ModelArgs {
+            run: Some(self.run.clone()),
+            checkpoint: self.checkpoint.clone(),
+            weights: WeightsArgs::default(),
+            device: self.device.clone(),
+            batch_size: self.batch_size,
+        }
+    }
+}
+
+/// A run and one of its checkpoints, or an architecture with weights from elsewhere.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
     /// Run folder
     #[arg(value_name = "RUN", required_unless_present = "model")]
     pub run: Option<PathBuf>,
@@ -212,7 +241,7 @@ pub struct WeightsArgs {
 #[derive(Debug, Args)]
 pub struct EvalArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: ModelArgs,
     /// Data in place of the run's
     #[arg(long, value_name = "DIR|NAME")]
     pub data: Option<String>,
@@ -248,7 +277,7 @@ pub enum EvalFormat {
 #[derive(Debug, Args)]
 pub struct PredictArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: ModelArgs,
     /// Files, folders, or - for a list of files on stdin
     #[arg(value_name = "INPUT", required_unless_present = "model")]
     pub inputs: Vec<PathBuf>,
@@ -275,7 +304,7 @@ pub enum PredictFormat {
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: ModelArgs,
     /// What to write
     #[arg(long, value_enum)]
     pub format: ExportFormat,

@@ -66,12 +66,10 @@ impl Calibration {
 
 /// Runs the verb.
 pub fn calibrate(arguments: &CalibrateArgs) -> Result<()> {
-    let Some(run) = &arguments.run.run else {
-        bail_input!("calibrate needs a run folder, which it writes {FILE} into");
-    };
+    let run = &arguments.run.run;
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(false, false));
-    let mut session = Session::<Cnn>::open(&arguments.run)?;
+    let mut session = Session::<Cnn>::open(&arguments.run.as_model())?;
     session.task.set_temperature(1.0);
     if session.task.is_multi_label() {
         bail_input!("calibrate is for one label to an image; this run has several");

@@ -17,23 +17,32 @@ use crate::weights::{tensors_of, write_safetensors};
 
 /// Runs the verb.
 pub fn run<F: Family>(arguments: &ExportArgs) -> Result<()> {
-    if arguments.out.exists() {
-        bail_input!("{} exists already: choose another --out", arguments.out.display());
-    }
+    refuse_existing(&arguments.out)?;
     let session = Session::<F>::open(&arguments.run)?;
-    let staged = staged_name(&arguments.out)?;
-    let written = match arguments.format {
-        ExportFormat::Torchscript => trace::<F>(&session, &staged),
-        ExportFormat::Safetensors => write_safetensors(&staged, &tensors_of(session.task.parameters())),
-    };
-    let placed = written.and_then(|()| {
-        std::fs::rename(&staged, &arguments.out).map_err(|error| files::cannot_write(&arguments.out, &error))
-    });
+    place(&arguments.out, |staged| match arguments.format {
+        ExportFormat::Torchscript => trace::<F>(&session, staged),
+        ExportFormat::Safetensors => write_safetensors(staged, &tensors_of(session.task.parameters())),
+    })
+}
+
+/// Nothing is overwritten.
+pub(super) fn refuse_existing(out: &Path) -> Result<()> {
+    match out.exists() {
+        true => bail_input!("{} exists already: choose another --out", out.display()),
+        false => Ok(()),
+    }
+}
+
+/// Puts a file in its place once `write` has written it whole under another name.
+pub(super) fn place(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let staged = staged_name(out)?;
+    let placed = write(&staged)
+        .and_then(|()| std::fs::rename(&staged, out).map_err(|error| files::cannot_write(out, &error)));
     if placed.is_err() {
         let _ = std::fs::remove_file(&staged);
     }
     placed?;
-    Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", arguments.out.display()));
+    Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", out.display()));
     Ok(())
 }
 

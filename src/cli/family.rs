@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use crate::bail_input;
 use crate::data::{Dataset, Splits};
 use crate::models::Parameters;
 use crate::recipe::{Preset, Recipe};
@@ -90,7 +91,10 @@ pub trait Family: Sized {
         weights: &Weights,
         classes: Option<Vec<String>>,
         settings: &[String],
-    ) -> Result<FamilyRecipe<Self>>;
+    ) -> Result<FamilyRecipe<Self>> {
+        let _ = (weights, classes, settings);
+        bail_input!("{} takes run folders only: `{name}` needs more than weights", Self::NAME)
+    }
 
     /// An input of the network itself, batch first, to trace it with or to look at its layers.
     fn example_inputs(model: &Self::Model, batch: i64) -> Result<Vec<(&'static str, Tensor)>>;
@@ -101,13 +105,15 @@ pub trait Family: Sized {
     /// The outputs of a trained task's network.
     fn forward(task: &Self::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
 
-    /// Predictions for inputs of the command line.
+    /// Predictions for inputs of the command line. A family whose predictions are no ranked classes has a verb of its own.
     fn predict(
-        task: &mut Self::Task,
-        recipe: &FamilyRecipe<Self>,
-        inputs: &[PathBuf],
-        top_k: usize,
-    ) -> Result<Vec<Prediction>>;
+        _task: &mut Self::Task,
+        _recipe: &FamilyRecipe<Self>,
+        _inputs: &[PathBuf],
+        _top_k: usize,
+    ) -> Result<Vec<Prediction>> {
+        bail_input!("{} does not rank classes of files", Self::NAME)
+    }
 
     /// Adds what the family shows of an evaluation to a report.
     fn illustrate(

@@ -13,11 +13,12 @@ mod family;
 mod info;
 mod predict;
 mod recipes;
+pub mod regression;
 mod session;
 mod table;
 mod train;
 
-pub use args::{CommonVerb, DeviceArgs, RunArgs, TrainArgs};
+pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};
 pub use family::{Family, FamilyRecipe, Prediction};
 
 use std::any::Any;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tch::Device;
 
-use super::args::{RunArgs, TrainArgs};
+use super::args::{ModelArgs, TrainArgs};
 use super::calibrate::Calibration;
 use super::family::{Family, FamilyRecipe};
 use crate::models::Parameters;
@@ -191,7 +191,7 @@ pub struct Session<F: Family> {
 
 impl<F: Family> Session<F> {
     /// Loads a checkpoint of a run, or an architecture with weights from elsewhere.
-    pub fn open(arguments: &RunArgs) -> Result<Self> {
+    pub fn open(arguments: &ModelArgs) -> Result<Self> {
         match (&arguments.run, &arguments.weights.model, &arguments.weights.init_from) {
             (Some(run), None, _) => Self::of_run(run, arguments),
             (None, Some(name), Some(source)) => Self::of_weights(name, source, arguments),
@@ -202,7 +202,7 @@ impl<F: Family> Session<F> {
         }
     }
 
-    fn of_run(run: &Path, arguments: &RunArgs) -> Result<Self> {
+    fn of_run(run: &Path, arguments: &ModelArgs) -> Result<Self> {
         let mut recipe = trained_recipe::<F>(run)?;
         // The run's own device may not exist here; its precision still says how it is meant to be computed.
         recipe.training.device = "auto".to_owned();
@@ -220,7 +220,7 @@ impl<F: Family> Session<F> {
         Ok(Self { recipe, task, origin: format!("checkpoint of step {step}"), step: Some(step) })
     }
 
-    fn of_weights(name: &str, source: &Path, arguments: &RunArgs) -> Result<Self> {
+    fn of_weights(name: &str, source: &Path, arguments: &ModelArgs) -> Result<Self> {
         let weights = weights::open(source)?;
         let classes = arguments.weights.classes.as_deref().map(read_classes).transpose()?;
         let recipe = F::recipe_of_weights(name, &weights, classes, &arguments.weights.set)?;
@@ -244,7 +244,7 @@ impl<F: Family> Session<F> {
 /// A recipe with what the arguments say about device and batches.
 fn with_arguments<F: Family>(
     recipe: &FamilyRecipe<F>,
-    arguments: &RunArgs,
+    arguments: &ModelArgs,
     origin: &str,
 ) -> Result<FamilyRecipe<F>> {
     let mut settings = Vec::new();

@@ -15,6 +15,7 @@ pub mod images;
 pub mod loader;
 pub mod order;
 pub mod resize;
+pub mod table;
 
 use anyhow::Result;
 use fingerprint::Fingerprint;

@@ -28,6 +28,13 @@ impl Linear {
         Ok(Self { name: scope.name().to_owned(), weight, bias: Some(bias) })
     }
 
+    /// `nn.Linear(bias=False)`.
+    pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Result<Self> {
+        let shape = [outputs, inputs];
+        let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
+        Ok(Self { name: scope.name().to_owned(), weight, bias: None })
+    }
+
     /// Draws the weight anew; `scope` is any scope of its model.
     pub fn redraw_weight(&self, scope: &Scope, init: Init) -> Result<()> {
         scope.parameters().redraw_tensor(&self.weight, init)
@@ -167,6 +174,7 @@ impl Default for NormConfig {
 #[derive(Debug)]
 pub struct BatchNorm2d {
     name: String,
+    kind: &'static str,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
@@ -185,6 +193,7 @@ impl BatchNorm2d {
     pub fn with(scope: &Scope, channels: i64, config: NormConfig) -> Result<Self> {
         Ok(Self {
             name: scope.name().to_owned(),
+            kind: "BatchNorm2d",
             weight: scope.parameter("weight", &[channels], Init::ONES)?,
             bias: scope.parameter("bias", &[channels], Init::ZEROS)?,
             running_mean: scope.buffer("running_mean", Init::ZEROS.draw(&[channels])?)?,
@@ -193,6 +202,11 @@ impl BatchNorm2d {
                 .buffer("num_batches_tracked", Tensor::f_zeros([0i64; 0], (Kind::Int64, Device::Cpu))?)?,
             config,
         })
+    }
+
+    /// `nn.BatchNorm1d`: the same for rows `[batch, channels]`.
+    pub fn of_rows(scope: &Scope, channels: i64) -> Result<Self> {
+        Ok(Self { kind: "BatchNorm1d", ..Self::new(scope, channels)? })
     }
 
     /// `[batch, channels, height, width]`; changes the running statistics when training. A frozen layer keeps to the statistics it has.
@@ -211,7 +225,7 @@ impl BatchNorm2d {
             self.config.eps,
             true,
         );
-        record(&self.name, "BatchNorm2d", &output, &[Some(&self.weight), Some(&self.bias)], || 0);
+        record(&self.name, self.kind, &output, &[Some(&self.weight), Some(&self.bias)], || 0);
         output
     }
 }

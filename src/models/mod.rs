@@ -25,6 +25,7 @@ pub mod resnet_cifar;
 pub mod small_cnn;
 pub mod squeezenet;
 pub mod summary;
+pub mod table_network;
 pub mod vgg;
 pub mod vision_transformer;
 

@@ -27,6 +27,7 @@ mod curves;
 pub mod format;
 mod html;
 mod images;
+mod intervals;
 mod metrics;
 mod plots;
 mod progress;
@@ -34,6 +35,7 @@ mod tensorboard;
 
 pub use html::{Cell, ClassScores, ConfusionMatrix, Example, Figure, Report, RunData, Sample, Table, render};
 pub use images::{framed, png_thumbnail};
+pub use intervals::{Interval, interval_figure};
 pub(crate) use metrics::nullable_values;
 pub use metrics::{MetricsLog, Record, Scores, Split, Summary, Throughput, Values, read_metrics};
 pub use plots::{Chart, Mark, Scale, Series, TicksAbove, figure, svg_document};

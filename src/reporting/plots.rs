@@ -310,7 +310,7 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
 }
 
 /// About `wanted` round values within a range: multiples of 1, 2 or 5 times a power of ten.
-fn even_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
+pub(super) fn even_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let rough = (high - low) / wanted.max(1) as f64;
     let power = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
@@ -342,7 +342,7 @@ fn log_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
 }
 
 /// Ticks with their texts, all to the same number of decimals.
-fn labelled(ticks: &[f64], as_percent: bool) -> Vec<(f64, String)> {
+pub(super) fn labelled(ticks: &[f64], as_percent: bool) -> Vec<(f64, String)> {
     let factor = if as_percent { 100.0 } else { 1.0 };
     let values: Vec<f64> = ticks.iter().map(|tick| tick * factor).collect();
     let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));

@@ -21,10 +21,10 @@ pub struct Bin {
     pub accuracy: f64,
 }
 
-/// Sorts predictions, as (confidence, whether it is right), into bins.
+/// Sorts predictions, as (confidence, whether it is right), into bins; those without a finite confidence belong to none.
 pub fn bins(predictions: impl IntoIterator<Item = (f64, bool)>) -> Vec<Bin> {
     let mut sums = vec![(0u64, 0.0, 0u64); BINS];
-    for (confidence, right) in predictions {
+    for (confidence, right) in predictions.into_iter().filter(|(confidence, _)| confidence.is_finite()) {
         // A bin reaches from its lower bound, excluded, to its upper one.
         let bin = ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
         sums[bin].0 += 1;

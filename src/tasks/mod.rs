@@ -4,6 +4,7 @@ pub mod calibration;
 pub mod classification;
 pub mod image_classification;
 pub mod multi_label;
+pub mod table_prediction;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

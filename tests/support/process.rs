@@ -27,7 +27,16 @@ impl From<Output> for Finished {
 /// `cnn` with these arguments. Backtraces are asked for, since none may appear anyway; threads that wait sleep, since many programs run at
 /// a time here.
 pub fn cnn<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cnn"));
+    program(env!("CARGO_BIN_EXE_cnn"), arguments)
+}
+
+/// `regression` likewise.
+pub fn regression<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
+    program(env!("CARGO_BIN_EXE_regression"), arguments)
+}
+
+fn program<I: IntoIterator<Item: AsRef<OsStr>>>(path: &str, arguments: I) -> Command {
+    let mut command = Command::new(path);
     command.args(arguments).env("RUST_BACKTRACE", "1").env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());
     command
 }
@@ -58,7 +67,8 @@ pub fn assert_refused(finished: &Finished, code: i32, words: &[&str]) {
     assert_eq!(finished.code, Some(code), "{stderr}");
     assert_eq!(stdout, "");
     let sentence = stderr.strip_suffix('\n').unwrap_or(stderr);
-    assert!(sentence.starts_with("cnn: ") && !sentence.contains('\n'), "not one sentence: {stderr}");
+    let named = ["cnn: ", "regression: "].iter().any(|name| sentence.starts_with(name));
+    assert!(named && !sentence.contains('\n'), "not one sentence: {stderr}");
     for noise in ["panicked", "backtrace", "frame #", "Exception raised", "RUST_", "Torch(", "Err(", "Os {"] {
         assert!(!stderr.contains(noise), "`{noise}` in: {stderr}");
     }

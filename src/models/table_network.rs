@@ -1,0 +1,96 @@
+//! A dense network on the rows of a table; without hidden layers it is a linear model.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::Scope;
+use super::layers::{BatchNorm2d, Linear};
+
+/// What follows each hidden layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HiddenActivation {
+    /// max(0, x)
+    Relu,
+    /// 1 / (1 + exp(−x))
+    Sigmoid,
+    /// tanh x
+    Tanh,
+}
+
+/// How a [`TableNetwork`] is built.
+#[derive(Clone, Debug)]
+pub struct TableNetworkConfig {
+    /// Widths of all layers: inputs, hidden layers, outputs.
+    pub widths: Vec<i64>,
+    /// What follows each hidden layer.
+    pub activation: HiddenActivation,
+    /// Dropout after each hidden activation.
+    pub dropout: f64,
+    /// Batch normalisation before each hidden activation.
+    pub batch_norm: bool,
+    /// Whether the layers have biases.
+    pub bias: bool,
+}
+
+#[derive(Debug)]
+struct Hidden {
+    linear: Linear,
+    norm: Option<BatchNorm2d>,
+}
+
+/// Layers named by their place in `nn.Sequential(Linear, [BatchNorm1d], activation, [Dropout], …, Linear)`.
+#[derive(Debug)]
+pub struct TableNetwork {
+    hidden: Vec<Hidden>,
+    output: Linear,
+    activation: HiddenActivation,
+    dropout: f64,
+}
+
+impl TableNetwork {
+    /// A network with fresh weights.
+    pub fn new(scope: &Scope, config: &TableNetworkConfig) -> Result<Self> {
+        let mut place = 0;
+        let mut hidden = Vec::new();
+        let pairs: Vec<(i64, i64)> = config.widths.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        let Some(((inputs, outputs), before)) = pairs.split_last() else {
+            crate::bail_input!("a network needs inputs and outputs");
+        };
+        let make = |place: i32, inputs: i64, outputs: i64| match config.bias {
+            true => Linear::new(&scope.child(place), inputs, outputs),
+            false => Linear::without_bias(&scope.child(place), inputs, outputs),
+        };
+        for &(inputs, outputs) in before {
+            let linear = make(place, inputs, outputs)?;
+            place += 1;
+            let norm = match config.batch_norm {
+                true => Some(BatchNorm2d::of_rows(&scope.child(place), outputs)?),
+                false => None,
+            };
+            place += i32::from(config.batch_norm) + 1 + i32::from(config.dropout > 0.0);
+            hidden.push(Hidden { linear, norm });
+        }
+        let output = make(place, *inputs, *outputs)?;
+        Ok(Self { hidden, output, activation: config.activation, dropout: config.dropout })
+    }
+
+    /// `[batch, inputs]` to `[batch, outputs]`, without an activation on the output.
+    pub fn forward(&self, rows: &Tensor, train: bool) -> Tensor {
+        let mut x = rows.shallow_clone();
+        for Hidden { linear, norm } in &self.hidden {
+            x = linear.forward(&x);
+            if let Some(norm) = norm {
+                x = norm.forward(&x, train);
+            }
+            x = match self.activation {
+                HiddenActivation::Relu => x.relu(),
+                HiddenActivation::Sigmoid => x.sigmoid(),
+                HiddenActivation::Tanh => x.tanh(),
+            };
+            if self.dropout > 0.0 {
+                x = x.dropout(self.dropout, train);
+            }
+        }
+        self.output.forward(&x)
+    }
+}
