@@ -248,7 +248,8 @@ impl Task for ImageClassification {
         };
         let mut loss_sum = self.loss_sum(&logits, &batch.labels, mode)?;
         for WeightedScores { scores, weight } in &auxiliary {
-            loss_sum = loss_sum + self.loss_sum(scores, &batch.labels, mode)? * *weight;
+            let auxiliary = self.loss_sum(scores, &batch.labels, mode)?.f_mul_scalar(*weight)?;
+            loss_sum = loss_sum.f_add(&auxiliary)?;
         }
         let right = self.right(&logits.detach(), &batch.labels)?;
         let outcome = (mode == Mode::Evaluate)
