@@ -122,10 +122,9 @@ pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
         }
         Mode::Infer => {
             let _inference = InferenceMode::enter()?;
-            let precision = recipe.training.precision;
+            let _autocast = recipe.training.precision.autocast(Device::Cpu)?;
             timed(&mut Inference::new(Box::new(move |number| {
                 let images = task.normalise(&pool[number % pool.len()].images)?;
-                let _autocast = precision.autocast(Device::Cpu)?;
                 Ok(task.forward(&images, tasks::Mode::Evaluate))
             })))
         }

@@ -167,9 +167,8 @@ pub fn run(options: &Options) -> Result<()> {
         Mode::Train => timed(&mut Training::new(&training(options)?, task, batches)?),
         Mode::Infer => {
             let _inference = InferenceMode::enter()?;
-            let precision = options.precision();
+            let _autocast = options.precision().autocast(Device::Cpu)?;
             timed(&mut Inference::new(Box::new(move |number| {
-                let _autocast = precision.autocast(Device::Cpu)?;
                 Ok(task.network.forward(&batches(number)?.inputs, false))
             })))
         }

@@ -50,8 +50,8 @@ pub struct TrainArgs {
     /// Start from weights: a run, safetensors, a file of torch.save or torch.jit.save, a Hugging Face folder, or hf:ORG/NAME[/FILE]
     #[arg(long, value_name = "RUN|FILE")]
     pub init_from: Option<PathBuf>,
-    /// Refuse weights that do not fit the model to the last tensor
-    #[arg(long, requires = "init_from")]
+    /// Refuse weights of --init-from that do not fit to the last tensor, and in `regression` a solver that has not converged
+    #[arg(long)]
     pub strict: bool,
     /// Passes over the training data
     #[arg(long, value_name = "N")]

@@ -302,6 +302,8 @@ impl Family for Cnn {
         let shape = recipe.model.shape()?;
         let device = task.parameters().device();
         let _inference = InferenceMode::enter()?;
+        // Around all batches, so that the weights are cast once.
+        let _autocast = recipe.training.precision.autocast(device)?;
         let form =
             ImageForm { channels: shape.channels as usize, size: shape.size.map(|side| side as usize) };
         let mut predictions = Vec::with_capacity(inputs.len());
@@ -312,10 +314,7 @@ impl Family for Cnn {
             }
             let size = [paths.len() as i64, shape.channels, shape.size[0], shape.size[1]];
             let batch = Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?.f_to_device(device)?;
-            let logits = {
-                let _autocast = recipe.training.precision.autocast(device)?;
-                task.forward(&task.normalise(&batch)?, Mode::Evaluate)
-            };
+            let logits = task.forward(&task.normalise(&batch)?, Mode::Evaluate);
             let top_k = (top_k as i64).min(shape.classes);
             let (probabilities, classes) = task.probabilities(&logits)?.f_topk(top_k, -1, true, true)?;
             let probabilities = Vec::<Vec<f64>>::try_from(probabilities.f_to_kind(Kind::Double)?)?;
@@ -401,6 +400,8 @@ pub(super) fn for_each_batch(
     let device = task.parameters().device();
     let settings = EvaluationSettings::of(&recipe.training);
     let _inference = InferenceMode::enter()?;
+    // Around all batches, so that the weights are cast once.
+    let _autocast = settings.precision.autocast(device)?;
     let sampler = Sequential { len: data.len(), batch_size: settings.batch_size };
     let batches = sampler.batches_per_epoch();
     let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
@@ -410,7 +411,6 @@ pub(super) fn for_each_batch(
             return Ok(false);
         }
         let batch = loader.next_batch()?.batch.to_device(device)?;
-        let _autocast = settings.precision.autocast(device)?;
         use_batch(&batch.images, &batch.labels)?;
         bar.advance(1);
     }

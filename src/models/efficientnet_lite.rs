@@ -131,10 +131,12 @@ impl EfficientNetLite {
         let conv_head = SameConv::new(&scope.child("_conv_head"), 320, 1280, 1, 1, 1)?;
         let bn1 = norm(scope, "_bn1", 1280)?;
         let fc = Linear::new(&scope.child("_fc"), 1280, shape.classes)?;
-        // TensorFlow's reference draws convolutions as EfficientNet does.
+        // TensorFlow's EfficientNet draws from a normal distribution of variance 2 / fan-out, where the fan-out of a filter of one channel is its own
+        // size; PyTorch would count all channels.
         scope.parameters().redraw(|entry| {
             let shape = entry.tensor.size();
-            (shape.len() == 4).then(|| Init::relu_normal(Fan::Out, &shape))
+            let outputs = if entry.name.contains("_depthwise_conv.") { 1 } else { shape[0] };
+            (shape.len() == 4).then(|| Init::relu_normal(Fan::Out, &[&[outputs], &shape[1..]].concat()))
         })?;
         Ok(Self { conv_stem, bn0, blocks, conv_head, bn1, fc, dropout: config.dropout() })
     }

@@ -5,7 +5,7 @@
 //! Kaiming-uniform with a = √5; `nn.BatchNorm2d` starts at weight 1, bias 0.
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::Scope;
 use super::init::Init;
@@ -198,8 +198,7 @@ impl BatchNorm2d {
             bias: scope.parameter("bias", &[channels], Init::ZEROS)?,
             running_mean: scope.buffer("running_mean", Init::ZEROS.draw(&[channels])?)?,
             running_var: scope.buffer("running_var", Init::ONES.draw(&[channels])?)?,
-            num_batches_tracked: scope
-                .buffer("num_batches_tracked", Tensor::f_zeros([0i64; 0], (Kind::Int64, Device::Cpu))?)?,
+            num_batches_tracked: scope.buffer("num_batches_tracked", Tensor::from(0i64))?,
             config,
         })
     }

@@ -58,6 +58,8 @@ where
     }
     let device = task.parameters().device();
     let _inference = InferenceMode::enter()?;
+    // Around all batches, so that the weights are cast once.
+    let _autocast = settings.precision.autocast(device)?;
     let sampler = Sequential { len: data.len(), batch_size: settings.batch_size };
     let batches = sampler.batches_per_epoch();
     let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
@@ -71,10 +73,7 @@ where
         let loaded = loader.next_batch()?;
         let weight = task.weight(&loaded.batch, Mode::Evaluate)?;
         let batch = loaded.batch.to_device(device).context("moving a batch to the device")?;
-        let output = {
-            let _autocast = settings.precision.autocast(device)?;
-            task.step(&batch, Mode::Evaluate)?
-        };
+        let output = task.step(&batch, Mode::Evaluate)?;
         totals.add("loss", &output.loss_sum, weight)?;
         for sum in &output.sums {
             totals.add(sum.name, &sum.total, sum.weight)?;

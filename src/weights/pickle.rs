@@ -1,7 +1,7 @@
 //! A reader of Python's pickles that runs nothing.
 //!
 //! A pickle is a program for a small stack machine (`pickletools` documents its opcodes, protocols 0 to 5), and two of its opcodes name and
-//! call any function of Python. Here they only make inert records, and only for the names that [`global`] lists; any other name ends the
+//! call any function of Python. Here they only make inert records, and only for the names that `global` lists; any other name ends the
 //! reading. All values live in one arena and refer to each other by number, so that neither depth nor cycles can overflow a stack or leak, and
 //! their number is bounded.
 

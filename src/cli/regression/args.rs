@@ -24,9 +24,6 @@ pub struct RegressionTrainArgs {
     /// Leave out standard errors, tests and diagnostics, which take more passes over the rows than the fit
     #[arg(long)]
     pub no_statistics: bool,
-    /// Fail (exit code 1) where a solver does not converge, instead of a warning
-    #[arg(long)]
-    pub strict: bool,
 }
 
 /// Which table, and what of it.

@@ -35,7 +35,7 @@ pub const CROSS_VALIDATION: &str = "cross_validation.json";
 
 /// Runs the verb.
 pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
-    let RegressionTrainArgs { train, table, model, cv, no_statistics, strict } = arguments;
+    let RegressionTrainArgs { train, table, model, cv, no_statistics } = arguments;
     let settings = [table.settings()?, model.settings()].concat();
     let given = trainer_flags(&train);
     let mut train = merged(train, settings);
@@ -79,7 +79,7 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
             "{first} is for the trainer and a solver has no use for it: add --solver gradient, or leave it out"
         );
     }
-    solve(&train, cv, !no_statistics, strict)
+    solve(&train, cv, !no_statistics)
 }
 
 /// A trained network without hidden layers is a linear model: its coefficients in the units of the table go beside its checkpoints.
@@ -183,7 +183,7 @@ fn open(recipe: &FamilyRecipe<Regression>, goal: Goal, threads: usize) -> Result
     })
 }
 
-fn solve(arguments: &TrainArgs, cv: Option<usize>, with_statistics: bool, strict: bool) -> Result<()> {
+fn solve(arguments: &TrainArgs, cv: Option<usize>, with_statistics: bool) -> Result<()> {
     let began = Instant::now();
     let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
     let mut recipe = session::new_recipe::<Regression>(arguments)?;
@@ -220,7 +220,7 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, with_statistics: bool, strict
     let design = Design::new(rows.train.as_ref(), &rows.encoding, recipe.model.intercept, scaled, device);
     let fit = fit_design(&recipe.model, &design, Given::default())?;
     let fit_seconds = fitting.elapsed().as_secs_f64();
-    if strict && !fit.model.solver.converged {
+    if arguments.strict && !fit.model.solver.converged {
         return Err(anyhow!("{}", fit.warnings.join("; ")));
     }
     let validated = match cv {
