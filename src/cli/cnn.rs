@@ -23,8 +23,7 @@ use crate::models::{Parameters, Role};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
 use crate::reporting::{
-    Chart, ClassScores, ConfusionMatrix, Example, Log, Mark, Progress, Report, Sample, Scale, Series,
-    Verbosity, format,
+    Chart, ConfusionMatrix, Example, Log, Mark, Progress, Report, Sample, Scale, Series, Verbosity, format,
 };
 use crate::tasks::calibration::{Bin, expected_error};
 use crate::tasks::image_classification::{ClassificationLoss, ImageClassification, listed};
@@ -337,16 +336,7 @@ impl Family for Cnn {
         let names = recipe.data.classes.clone().unwrap_or_default();
         let details = &evaluation.details;
         let scores: Vec<classification::ClassScores> = serde_json::from_value(details["classes"].clone())?;
-        report.classes = scores
-            .into_iter()
-            .map(|scores| ClassScores {
-                name: scores.class,
-                precision: scores.precision,
-                recall: scores.recall,
-                f1: scores.f1,
-                support: scores.support,
-            })
-            .collect();
+        report.classes = scores.into_iter().map(Into::into).collect();
         if !recipe.data.multi_label {
             let counts: Vec<u64> = serde_json::from_value(details["confusion"].clone())?;
             report.confusion = Some(ConfusionMatrix { classes: names.clone(), counts });

@@ -23,7 +23,7 @@ pub struct Scaling {
 }
 
 /// Expansion, kernel, stride of the first, input channels, output channels, blocks (table 1 of the paper).
-const STAGES: [(i64, i64, i64, i64, i64, i64); 7] = [
+pub(super) const STAGES: [(i64, i64, i64, i64, i64, i64); 7] = [
     (1, 3, 1, 32, 16, 1),
     (6, 3, 2, 16, 24, 2),
     (6, 5, 2, 24, 40, 2),

@@ -6,23 +6,13 @@ use tch::Tensor;
 
 use super::Scope;
 use super::blocks::{dropout, stochastic_depth};
+use super::efficientnet::STAGES;
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig, global_average};
 
 /// TensorFlow's BatchNorm: eps 1e-3 and a decay of 0.99.
 const NORM: NormConfig = NormConfig { eps: 1e-3, momentum: 0.01 };
-
-/// Expansion, kernel, stride of the first, input channels, output channels, blocks.
-const STAGES: [(i64, i64, i64, i64, i64, i64); 7] = [
-    (1, 3, 1, 32, 16, 1),
-    (6, 3, 2, 16, 24, 2),
-    (6, 5, 2, 24, 40, 2),
-    (6, 3, 2, 40, 80, 3),
-    (6, 5, 1, 80, 112, 3),
-    (6, 5, 2, 112, 192, 4),
-    (6, 3, 1, 192, 320, 1),
-];
 
 /// A convolution whose output has ⌈size / stride⌉ pixels: where an odd number of zeros is needed, the further one goes below and to the right.
 #[derive(Debug)]

@@ -46,6 +46,42 @@ pub struct ClassScores {
     pub average_precision: Option<f64>,
 }
 
+impl ClassScores {
+    /// From the numbers of right predictions, of predictions and of samples of a class, and from the score of every sample with whether it is of the
+    /// class, which are sorted.
+    pub(super) fn of(
+        class: &str,
+        [right, predicted, support]: [u64; 3],
+        ranked: &mut [(f32, bool)],
+    ) -> ClassScores {
+        ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+        ClassScores {
+            class: class.to_owned(),
+            precision: ratio(right, predicted),
+            recall: ratio(right, support),
+            f1: ratio(2 * right, predicted + support),
+            support,
+            auroc: area_under_roc(ranked),
+            average_precision: average_precision(ranked),
+        }
+    }
+}
+
+impl From<ClassScores> for crate::reporting::ClassScores {
+    fn from(scores: ClassScores) -> Self {
+        let ClassScores { class: name, precision, recall, f1, support, .. } = scores;
+        Self { name, precision, recall, f1, support }
+    }
+}
+
+/// The rows of all processes in the order of their samples, which the first value numbers, each once.
+pub(super) fn rows_by_sample(gathered: &[f64], width: usize) -> Vec<&[f64]> {
+    let mut rows: Vec<&[f64]> = gathered.chunks_exact(width).collect();
+    rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
+    rows.dedup_by(|a, b| a[0] == b[0]);
+    rows
+}
+
 /// A sample that an evaluation lists (`examples`, `mistakes` of its details).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Judged {
@@ -103,16 +139,7 @@ impl ClassificationEvaluator {
             let mut ranked: Vec<(f32, bool)> = (0..self.targets.len())
                 .map(|position| (self.row(position)[class], self.targets[position] == class))
                 .collect();
-            ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-            ClassScores {
-                class: name.clone(),
-                precision: ratio(right, predicted),
-                recall: ratio(right, support),
-                f1: ratio(2 * right, predicted + support),
-                support,
-                auroc: area_under_roc(&ranked),
-                average_precision: average_precision(&ranked),
-            }
+            ClassScores::of(name, [right, predicted, support], &mut ranked)
         };
         self.classes.iter().enumerate().map(scores).collect()
     }
@@ -153,9 +180,7 @@ impl Evaluator for ClassificationEvaluator {
             rows.extend(self.row(position).iter().map(|&probability| f64::from(probability)));
         }
         let gathered = reducer.gather(rows)?;
-        let mut rows: Vec<&[f64]> = gathered.chunks_exact(size + 2).collect();
-        rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
-        rows.dedup_by(|a, b| a[0] == b[0]);
+        let rows = rows_by_sample(&gathered, size + 2);
         self.samples = rows.iter().map(|row| row[0] as usize).collect();
         self.targets = rows.iter().map(|row| row[1] as usize).collect();
         self.probabilities = rows.iter().flat_map(|row| row[2..].iter().map(|&value| value as f32)).collect();
@@ -265,7 +290,7 @@ fn tied_groups(ranked: &[(f32, bool)]) -> impl Iterator<Item = (f64, f64)> {
 }
 
 /// `roc_auc_score` from scores in descending order: the share of (positive, negative) pairs in the right order, ties counting half.
-pub(super) fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
+fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
     let (mut positives, mut negatives, mut pairs) = (0.0, 0.0, 0.0);
     for (group_positives, group_negatives) in tied_groups(ranked) {
         pairs += group_negatives * (positives + group_positives / 2.0);
@@ -276,7 +301,7 @@ pub(super) fn area_under_roc(ranked: &[(f32, bool)]) -> Option<f64> {
 }
 
 /// `average_precision_score` from scores in descending order: Σ (recall − previous recall) · precision over thresholds.
-pub(super) fn average_precision(ranked: &[(f32, bool)]) -> Option<f64> {
+fn average_precision(ranked: &[(f32, bool)]) -> Option<f64> {
     let all = ranked.iter().filter(|(_, positive)| *positive).count() as f64;
     let (mut positives, mut taken, mut sum) = (0.0, 0.0, 0.0);
     for (group_positives, group_negatives) in tied_groups(ranked) {

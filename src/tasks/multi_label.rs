@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use tch::Kind;
 
-use super::classification::{ClassScores, area_under_roc, average_precision, evenly, ratio};
+use super::classification::{ClassScores, evenly, ratio, rows_by_sample};
 use super::{Evaluation, Evaluator, Outcome, PredictedSample};
 use crate::distributed::Reducer;
 
@@ -54,16 +54,7 @@ impl MultiLabelEvaluator {
             let right = ranked.iter().filter(|(p, target)| *p >= THRESHOLD && *target).count() as u64;
             let predicted = ranked.iter().filter(|(p, _)| *p >= THRESHOLD).count() as u64;
             let support = ranked.iter().filter(|(_, target)| *target).count() as u64;
-            ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-            ClassScores {
-                class: name.clone(),
-                precision: ratio(right, predicted),
-                recall: ratio(right, support),
-                f1: ratio(2 * right, predicted + support),
-                support,
-                auroc: area_under_roc(&ranked),
-                average_precision: average_precision(&ranked),
-            }
+            ClassScores::of(name, [right, predicted, support], &mut ranked)
         };
         self.classes.iter().enumerate().map(of).collect()
     }
@@ -120,9 +111,7 @@ impl Evaluator for MultiLabelEvaluator {
             rows.extend(self.probabilities[of_sample].iter().map(|&probability| f64::from(probability)));
         }
         let gathered = reducer.gather(rows)?;
-        let mut rows: Vec<&[f64]> = gathered.chunks_exact(2 * size + 1).collect();
-        rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
-        rows.dedup_by(|a, b| a[0] == b[0]);
+        let rows = rows_by_sample(&gathered, 2 * size + 1);
         self.samples = rows.iter().map(|row| row[0] as usize).collect();
         self.targets = rows.iter().flat_map(|row| row[1..=size].iter().map(|&value| value > 0.5)).collect();
         self.probabilities =

@@ -7,7 +7,7 @@ use crate::regression::encoding::Encoding;
 use crate::regression::inference::{Inference, Residuals};
 use crate::regression::scores::TwoClassCurves;
 use crate::reporting::{
-    Cell, Chart, ClassScores, ConfusionMatrix, Interval, Mark, Report, Scale, Series, Table, interval_figure,
+    Cell, Chart, ConfusionMatrix, Interval, Mark, Report, Scale, Series, Table, interval_figure,
 };
 use crate::tasks::{Evaluation, classification};
 
@@ -54,16 +54,7 @@ pub fn illustrate_evaluation(
     }
     let Some(names) = &encoding.classes else { return Ok(()) };
     let scores: Vec<classification::ClassScores> = serde_json::from_value(details["classes"].clone())?;
-    report.classes = scores
-        .into_iter()
-        .map(|scores| ClassScores {
-            name: scores.class,
-            precision: scores.precision,
-            recall: scores.recall,
-            f1: scores.f1,
-            support: scores.support,
-        })
-        .collect();
+    report.classes = scores.into_iter().map(Into::into).collect();
     if names.len() <= MATRIX {
         let counts: Vec<u64> = serde_json::from_value(details["confusion"].clone())?;
         report.confusion = Some(ConfusionMatrix { classes: names.clone(), counts });
