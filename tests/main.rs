@@ -13,6 +13,7 @@ mod full_disk;
 mod images;
 mod information;
 mod initial_weights;
+mod language_models;
 mod optimizers;
 mod predictions;
 mod recipes_in_effect;

@@ -151,6 +151,51 @@ impl MultiheadAttention {
     }
 }
 
+/// Attention with a linear layer each for queries, keys, values and output, as transformers' models have it. The names and biases of the four
+/// are the architecture's; keys and values may have fewer heads than queries.
+#[derive(Debug)]
+pub struct SeparateAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    head_dim: i64,
+}
+
+impl SeparateAttention {
+    /// From the layers for queries, keys, values and output.
+    pub fn new([query, key, value, output]: [Linear; 4], head_dim: i64) -> Self {
+        Self { query, key, value, output, head_dim }
+    }
+
+    /// Queries of `[batch, length, width]`: `[batch, heads, length, head_dim]`.
+    pub fn project_query(&self, input: &Tensor) -> Tensor {
+        split_heads(&self.query.forward(input), self.head_dim)
+    }
+
+    /// Keys and values.
+    pub fn project_memory(&self, memory: &Tensor) -> [Tensor; 2] {
+        [&self.key, &self.value].map(|layer| split_heads(&layer.forward(memory), self.head_dim))
+    }
+
+    /// Attention and the output projection: `[batch, length, width]`.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        options: AttentionOptions<'_>,
+    ) -> Tensor {
+        self.output.forward(&join_heads(&attention(query, key, value, options)))
+    }
+
+    /// A sequence `[batch, length, width]` that looks at itself.
+    pub fn forward(&self, input: &Tensor, options: AttentionOptions<'_>) -> Tensor {
+        let [key, value] = self.project_memory(input);
+        self.attend(&self.project_query(input), &key, &value, options)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

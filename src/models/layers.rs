@@ -64,6 +64,50 @@ impl Linear {
     }
 }
 
+/// `nn.Embedding`: a row of a table for each number.
+#[derive(Debug)]
+pub struct Embedding {
+    name: String,
+    weight: Tensor,
+    padding: Option<i64>,
+}
+
+impl Embedding {
+    /// `weight` is `[count, width]`, drawn from a normal distribution. The row `padding` begins as zeros and does not learn.
+    pub fn new(scope: &Scope, count: i64, width: i64, padding: Option<i64>) -> Result<Self> {
+        let weight = scope.parameter("weight", &[count, width], Init::Normal { deviation: 1.0 })?;
+        let embedding = Self { name: scope.name().to_owned(), weight, padding };
+        embedding.clear_padding()?;
+        Ok(embedding)
+    }
+
+    /// Draws the table anew; `scope` is any scope of its model.
+    pub fn redraw(&self, scope: &Scope, init: Init) -> Result<()> {
+        scope.parameters().redraw_tensor(&self.weight, init)?;
+        self.clear_padding()
+    }
+
+    fn clear_padding(&self) -> Result<()> {
+        if let Some(row) = self.padding {
+            let _guard = tch::no_grad_guard();
+            let _ = self.weight.f_select(0, row)?.f_zero_()?;
+        }
+        Ok(())
+    }
+
+    /// The table, `[count, width]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[…]` int64 numbers to `[…, width]`.
+    pub fn forward(&self, numbers: &Tensor) -> Tensor {
+        let output = Tensor::embedding(&self.weight, numbers, self.padding.unwrap_or(-1), false, false);
+        record(&self.name, "Embedding", &output, &[Some(&self.weight)], || 0);
+        output
+    }
+}
+
 /// How a convolution moves over its input.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvConfig {
@@ -286,38 +330,6 @@ impl RmsNorm {
         let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
         let output = (wide * (mean_square + self.eps).rsqrt()).to_kind(kind) * &self.weight;
         record(&self.name, "RMSNorm", &output, &[Some(&self.weight)], || 0);
-        output
-    }
-}
-
-/// `nn.Embedding`: a row of numbers for each token.
-#[derive(Debug)]
-pub struct Embedding {
-    name: String,
-    weight: Tensor,
-    padding: Option<i64>,
-}
-
-impl Embedding {
-    /// `weight` is `[tokens, width]`; the row of the token `padding` begins as zeros and is not learned.
-    pub fn new(scope: &Scope, tokens: i64, width: i64, padding: Option<i64>, init: Init) -> Result<Self> {
-        let weight = scope.parameter("weight", &[tokens, width], init)?;
-        if let Some(padding) = padding {
-            let _guard = tch::no_grad_guard();
-            let _ = weight.select(0, padding).f_zero_()?;
-        }
-        Ok(Self { name: scope.name().to_owned(), weight, padding })
-    }
-
-    /// The table, for layers that share it.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-
-    /// Tokens `[…]` to `[…, width]`.
-    pub fn forward(&self, tokens: &Tensor) -> Tensor {
-        let output = Tensor::embedding(&self.weight, tokens, self.padding.unwrap_or(-1), false, false);
-        record(&self.name, "Embedding", &output, &[Some(&self.weight)], || 0);
         output
     }
 }
