@@ -25,5 +25,6 @@ mod schedules;
 mod signals;
 mod source_rules;
 mod tensorboard;
+mod text;
 mod text_scores;
 mod weights;
