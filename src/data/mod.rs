@@ -17,6 +17,7 @@ pub mod order;
 pub mod resize;
 pub mod table;
 pub mod text;
+pub mod translation;
 
 use std::sync::Arc;
 

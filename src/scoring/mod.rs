@@ -39,6 +39,28 @@ fn is_white_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
+/// How many references texts have, for signatures: the number, or that it varies.
+#[derive(Clone, Copy, Debug, Default)]
+struct ReferenceCount(Option<usize>);
+
+impl ReferenceCount {
+    fn add(&mut self, count: usize) {
+        self.0 = match self.0 {
+            Some(before) if before != count => Some(0),
+            _ => Some(count),
+        };
+    }
+}
+
+impl std::fmt::Display for ReferenceCount {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(0) => formatter.write_str("var"),
+            count => write!(formatter, "{}", count.unwrap_or(1)),
+        }
+    }
+}
+
 fn yes(flag: bool) -> &'static str {
     if flag { "yes" } else { "no" }
 }
