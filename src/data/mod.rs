@@ -12,6 +12,7 @@ pub mod image_list;
 pub mod image_source;
 pub mod image_tree;
 pub mod images;
+pub mod language;
 pub mod loader;
 pub mod order;
 pub mod resize;

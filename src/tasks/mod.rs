@@ -3,6 +3,7 @@
 pub mod calibration;
 pub mod classification;
 pub mod image_classification;
+pub mod language_model;
 pub mod multi_label;
 pub mod table_prediction;
 pub mod translation;

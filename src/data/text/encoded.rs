@@ -121,7 +121,7 @@ impl Tokens {
 
 /// Tokens that are being collected in memory.
 #[derive(Debug)]
-pub(super) enum TokenBuffer {
+pub enum TokenBuffer {
     Two(Vec<u16>),
     Four(Vec<u32>),
 }

@@ -50,10 +50,10 @@ mod vectors;
 
 pub use buckets::{LengthBuckets, TokenBudget, padding_share};
 pub use cache::cache_folder;
-pub use encoded::{EncodedTexts, IN_MEMORY, TokenFileWriter, Tokens};
+pub use encoded::{EncodedTexts, IN_MEMORY, TokenBuffer, TokenFileWriter, Tokens};
 pub use labels::LabelSet;
 pub use padding::{Padded, pad};
-pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, read_rows, rows_of};
+pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, for_each_line, read_rows, rows_of};
 pub use tokenizer::{EncodeOptions, SpecialTokens, TextInput, TextPosition, TextTokenizer, UnknownText};
 pub use training::{TokenizerConfig, TokenizerKind, WordSplit};
 pub use vectors::WordVectors;
