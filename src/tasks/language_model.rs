@@ -123,12 +123,12 @@ impl<'a> TextWriter<'a> {
             let there = positions.f_ge(0)?;
             let read = tokens.f_narrow(1, 0, before)?;
             if is_even {
-                model.decode(&read, Layout::default(), &mut writer.cache, false);
+                let _ = model.decode(&read, Layout::default(), &mut writer.cache, false);
             } else {
                 let positions = positions.f_clamp_min(0)?;
                 let mask = there.f_unsqueeze(1)?.f_unsqueeze(1)?; // [rows, 1, 1, before]
                 let layout = Layout { positions: Some(&positions), mask: Some(&mask) };
-                model.decode(&read, layout, &mut writer.cache, false);
+                let _ = model.decode(&read, layout, &mut writer.cache, false);
                 writer.seen = Some(there);
             }
         }
