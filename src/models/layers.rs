@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::Scope;
 use super::init::Init;
+use super::lora::Adapter;
 use super::summary::record;
 
 /// `nn.Linear`: y = x Wᵀ + b on the last dimension.
@@ -17,6 +18,7 @@ pub struct Linear {
     name: String,
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -25,14 +27,20 @@ impl Linear {
         let shape = [outputs, inputs];
         let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
         let bias = scope.parameter("bias", &[outputs], Init::default_bias(&shape))?;
-        Ok(Self { name: scope.name().to_owned(), weight, bias: Some(bias) })
+        Self::of(scope, weight, Some(bias))
     }
 
     /// `nn.Linear(bias=False)`.
     pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Result<Self> {
         let shape = [outputs, inputs];
         let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
-        Ok(Self { name: scope.name().to_owned(), weight, bias: None })
+        Self::of(scope, weight, None)
+    }
+
+    fn of(scope: &Scope, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let size = weight.size();
+        let adapter = Adapter::of_layer(scope, size[1], size[0])?;
+        Ok(Self { name: scope.name().to_owned(), weight, bias, adapter })
     }
 
     /// Draws the weight anew; `scope` is any scope of its model.
@@ -53,6 +61,10 @@ impl Linear {
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let output = input.linear(&self.weight, self.bias.as_ref());
+        let output = match &self.adapter {
+            Some(adapter) => output + adapter.forward(input),
+            None => output,
+        };
         record(&self.name, "Linear", &output, &[Some(&self.weight), self.bias.as_ref()], || {
             output.numel() * self.inputs()
         });
@@ -61,6 +73,50 @@ impl Linear {
 
     fn inputs(&self) -> usize {
         self.weight.size()[1] as usize
+    }
+}
+
+/// `nn.Embedding`: a row of a table for each number.
+#[derive(Debug)]
+pub struct Embedding {
+    name: String,
+    weight: Tensor,
+    padding: Option<i64>,
+}
+
+impl Embedding {
+    /// `weight` is `[count, width]`, drawn from a normal distribution. The row `padding` begins as zeros and does not learn.
+    pub fn new(scope: &Scope, count: i64, width: i64, padding: Option<i64>) -> Result<Self> {
+        let weight = scope.parameter("weight", &[count, width], Init::Normal { deviation: 1.0 })?;
+        let embedding = Self { name: scope.name().to_owned(), weight, padding };
+        embedding.clear_padding()?;
+        Ok(embedding)
+    }
+
+    /// Draws the table anew; `scope` is any scope of its model.
+    pub fn redraw(&self, scope: &Scope, init: Init) -> Result<()> {
+        scope.parameters().redraw_tensor(&self.weight, init)?;
+        self.clear_padding()
+    }
+
+    fn clear_padding(&self) -> Result<()> {
+        if let Some(row) = self.padding {
+            let _guard = tch::no_grad_guard();
+            let _ = self.weight.f_select(0, row)?.f_zero_()?;
+        }
+        Ok(())
+    }
+
+    /// The table, `[count, width]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[…]` int64 numbers to `[…, width]`.
+    pub fn forward(&self, numbers: &Tensor) -> Tensor {
+        let output = Tensor::embedding(&self.weight, numbers, self.padding.unwrap_or(-1), false, false);
+        record(&self.name, "Embedding", &output, &[Some(&self.weight)], || 0);
+        output
     }
 }
 
