@@ -260,9 +260,9 @@ impl Encoder {
     fn embed(&self, words: &Tensor, inputs: &EncoderInputs, train: bool) -> Tensor {
         let ids = inputs.ids;
         let segments = self.segments.as_ref().map(|table| match inputs.segments {
-            Some(segments) => table.forward(segments),
-            // The first row for every token, [1, 1, embedding width].
-            None => table.weight().slice(0, 0, 1, 1).unsqueeze(0),
+            Some(segments) if table.weight().size()[0] > 1 => table.forward(segments),
+            // The first row for every token, [1, 1, embedding width]; the only one in RoBERTa.
+            _ => table.weight().slice(0, 0, 1, 1).unsqueeze(0),
         });
         let positions = match self.kind {
             EncoderKind::Roberta => {
