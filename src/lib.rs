@@ -12,6 +12,7 @@
 //! | [`data`] | data sets, order of samples, loader |
 //! | [`models`] | architectures, one file each, on layers with `torch.nn`'s names and initial values |
 //! | [`tasks`] | what a batch means |
+//! | [`generation`] | texts that a language model writes: the choice of tokens, text while it comes |
 //! | [`regression`] | linear models of tables: designs, solvers, statistics |
 //! | [`training`] | the loop, optimizers, schedules, precision, checkpoints |
 //! | [`weights`] | reading and writing weight files |
@@ -30,6 +31,7 @@ pub mod data;
 pub mod distributed;
 pub mod error;
 pub mod files;
+pub mod generation;
 pub mod models;
 pub mod native;
 pub mod recipe;

@@ -25,4 +25,5 @@ mod schedules;
 mod signals;
 mod source_rules;
 mod tensorboard;
+mod text;
 mod weights;
