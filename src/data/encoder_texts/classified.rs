@@ -140,7 +140,8 @@ impl Dataset for ClassifiedTexts {
 pub(super) fn buckets(lengths: &Arc<[u32]>, on: bool, wanted: Batching) -> Option<Arc<dyn Sampler>> {
     on.then(|| {
         let Batching { batch_size, seed, train } = wanted;
-        Arc::new(LengthBuckets { lengths: lengths.clone(), batch_size, seed, shuffled: train }) as Arc<dyn Sampler>
+        Arc::new(LengthBuckets { lengths: lengths.clone(), batch_size, seed, shuffled: train })
+            as Arc<dyn Sampler>
     })
 }
 
@@ -184,10 +185,7 @@ mod tests {
         let batch = data.batch(&[0, 1], draw)?;
         let segments = batch.tokens.segments.unwrap();
         assert_eq!(Vec::<Vec<i64>>::try_from(segments)?, [[0; 5], [0, 0, 0, 1, 1]]);
-        assert_eq!(
-            i64::try_from(batch.tokens.mask.unwrap().sum(Kind::Int64))?,
-            8
-        );
+        assert_eq!(i64::try_from(batch.tokens.mask.unwrap().sum(Kind::Int64))?, 8);
         Ok(())
     }
 }

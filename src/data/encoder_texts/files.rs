@@ -47,8 +47,10 @@ impl TextFiles {
                         let name = name.strip_suffix(".gz").unwrap_or(&name);
                         let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
                         // `train-v1.1.json`, `eng.train`
-                        let stem_fits = |wanted: &&str| stem == *wanted || stem.starts_with(&format!("{wanted}-v"));
-                        stems.iter().any(|wanted| stem_fits(&wanted)) && (ending.is_empty() || endings.contains(&ending))
+                        let stem_fits =
+                            |wanted: &&str| stem == *wanted || stem.starts_with(&format!("{wanted}-v"));
+                        stems.iter().any(|wanted| stem_fits(&wanted))
+                            && (ending.is_empty() || endings.contains(&ending))
                     };
                     listed.iter().find(fits).cloned()
                 };
@@ -59,7 +61,11 @@ impl TextFiles {
                         endings.join(", train.")
                     );
                 };
-                Self { train, validation: named(&["validation", "valid", "val", "dev", "eval"]), test: named(&["test"]) }
+                Self {
+                    train,
+                    validation: named(&["validation", "valid", "val", "dev", "eval"]),
+                    test: named(&["test"]),
+                }
             }
             false if !path.exists() => bail_input!("there is no file or folder {}", path.display()),
             false => Self { train: path.clone(), ..Self::default() },
@@ -90,13 +96,15 @@ pub fn columns_of(path: &Path, form: &TextForm) -> Result<Vec<String>> {
         return Ok(columns.clone());
     }
     let mut line = String::new();
-    let mut reader = BufReader::new(open_bytes(path).map_err(|error| match error.downcast::<std::io::Error>() {
-        Ok(error) => files::cannot_read(path, &error),
-        Err(error) => error,
-    })?);
+    let mut reader =
+        BufReader::new(open_bytes(path).map_err(|error| match error.downcast::<std::io::Error>() {
+            Ok(error) => files::cannot_read(path, &error),
+            Err(error) => error,
+        })?);
     while line.trim().is_empty() {
         line.clear();
-        let read = reader.read_line(&mut line).map_err(|error| bad_input!("{}, line 1: {error}", path.display()))?;
+        let read =
+            reader.read_line(&mut line).map_err(|error| bad_input!("{}, line 1: {error}", path.display()))?;
         if read == 0 {
             bail_input!("{} is empty", path.display());
         }
@@ -132,9 +140,14 @@ const PAIRS: [&str; 5] = ["sentence2", "text2", "hypothesis", "question2", "posi
 const LABELS: [&str; 3] = ["label", "labels", "score"];
 
 /// The columns of a section in a file: text, pair, label. What the section does not name is looked for.
-fn chosen_columns(config: &EncoderDataConfig, path: &Path) -> Result<(String, Option<String>, Option<String>)> {
+fn chosen_columns(
+    config: &EncoderDataConfig,
+    path: &Path,
+) -> Result<(String, Option<String>, Option<String>)> {
     let known = columns_of(path, &config.form())?;
-    let usual = |names: &[&str]| names.iter().find(|name| known.iter().any(|known| known == *name)).map(|&name| name.to_owned());
+    let usual = |names: &[&str]| {
+        names.iter().find(|name| known.iter().any(|known| known == *name)).map(|&name| name.to_owned())
+    };
     let Some(text) = config.text.clone().or_else(|| usual(&TEXTS)) else {
         bail_input!(
             "{} has the columns {}: say which is the text (--text-column)",
@@ -167,7 +180,8 @@ impl RawSplits {
         if needs_pair && pair.is_none() {
             return Err(lacks("second text", "--pair-column"));
         }
-        let columns: Vec<&str> = [Some(text.as_str()), pair.as_deref(), label.as_deref()].into_iter().flatten().collect();
+        let columns: Vec<&str> =
+            [Some(text.as_str()), pair.as_deref(), label.as_deref()].into_iter().flatten().collect();
         let form = config.form();
         let read = |path: &PathBuf| read_rows(path, &form, &columns);
         // A test file that was published without labels tells nothing.
@@ -180,7 +194,13 @@ impl RawSplits {
             _ => None,
         };
         let validation = files.validation.as_ref().map(read).transpose()?;
-        let mut splits = Self { train: read(&files.train)?, validation, test, has_pair: pair.is_some(), has_label: label.is_some() };
+        let mut splits = Self {
+            train: read(&files.train)?,
+            validation,
+            test,
+            has_pair: pair.is_some(),
+            has_label: label.is_some(),
+        };
         splits.hold_out(config.val_fraction, seed)?;
         Ok(splits)
     }
@@ -193,7 +213,12 @@ impl RawSplits {
         let rows = rows_of(Box::new(reader), BUILTIN, TextFormat::Tsv, &form, columns)?;
         let part = |wanted: &dyn Fn(usize) -> bool| TextTable {
             name: BUILTIN.to_owned(),
-            rows: rows.iter().enumerate().filter(|(number, _)| wanted(*number)).map(|(_, row)| row.clone()).collect(),
+            rows: rows
+                .iter()
+                .enumerate()
+                .filter(|(number, _)| wanted(*number))
+                .map(|(_, row)| row.clone())
+                .collect(),
         };
         Ok(Self {
             train: part(&|number| number % 10 < 8),

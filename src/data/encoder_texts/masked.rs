@@ -243,10 +243,12 @@ mod tests {
     use crate::data::text::{TokenizerConfig, TokenizerKind};
 
     fn data(masking: Masking) -> Result<(TextTokenizer, MaskedTexts)> {
-        let config = TokenizerConfig { kind: TokenizerKind::WordPiece, vocab_size: 60, ..TokenizerConfig::default() };
+        let config =
+            TokenizerConfig { kind: TokenizerKind::WordPiece, vocab_size: 60, ..TokenizerConfig::default() };
         let lines = ["abracadabra and alakazam", "a spell is cast by abracadabra alone"];
         let tokenizer = TextTokenizer::train(&config, lines.iter())?;
-        let inputs: Vec<_> = lines.iter().cycle().take(200).map(|line| crate::data::text::TextInput::single(line)).collect();
+        let inputs: Vec<_> =
+            lines.iter().cycle().take(200).map(|line| crate::data::text::TextInput::single(line)).collect();
         let (encoded, _) = super::super::encode(&tokenizer, &inputs, 64, false, |_| String::new())?;
         let words = Arc::new(WordStarts::of(&tokenizer)?);
         let padding = tokenizer.special().pad.unwrap();
@@ -264,15 +266,24 @@ mod tests {
         for &sample in &samples {
             all += data.ids(sample).len() - 2;
         }
-        for (place, target) in Vec::<i64>::try_from(&batch.places)?.into_iter().zip(Vec::<i64>::try_from(&batch.targets)?) {
-            assert!(Some(target) != special.class && Some(target) != special.separator && Some(target) != special.pad);
+        for (place, target) in
+            Vec::<i64>::try_from(&batch.places)?.into_iter().zip(Vec::<i64>::try_from(&batch.targets)?)
+        {
+            assert!(
+                Some(target) != special.class
+                    && Some(target) != special.separator
+                    && Some(target) != special.pad
+            );
             hidden += 1;
             masked += usize::from(Some(ids[place as usize]) == special.mask);
             same += usize::from(ids[place as usize] == target);
         }
         let share = hidden as f64 / all as f64;
         assert!((0.12..0.19).contains(&share), "{share}");
-        assert!((0.72..0.88).contains(&(f64::from(masked as u32) / f64::from(hidden))), "{masked} of {hidden}");
+        assert!(
+            (0.72..0.88).contains(&(f64::from(masked as u32) / f64::from(hidden))),
+            "{masked} of {hidden}"
+        );
         assert!(same > 0);
         Ok(())
     }

@@ -13,8 +13,8 @@ pub use classified::{ClassifiedTexts, LabelledBatch, Targets};
 pub use files::{BUILTIN, RawSplits, TextFiles, columns_of};
 pub use masked::{MaskedBatch, MaskedTexts, Masking, WordStarts};
 pub use pairs::{PairBatch, TextPairs};
-pub use questions::{Answer, Passage, Question, QuestionBatch, Questions, read_squad};
-pub use words::{TaggedBatch, TaggedSentence, TaggedWords, read_tagged};
+pub use questions::{Answer, Passage, Question, QuestionBatch, QuestionSet, Questions, passages, read_squad};
+pub use words::{EncodedWords, NO_TAG, TaggedBatch, TaggedSentence, TaggedWords, encode_words, read_tagged};
 
 use std::path::PathBuf;
 
@@ -22,7 +22,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::text::{EncodeOptions, EncodedTexts, TextForm, TextFormat, TextInput, TextTokenizer, TokenizerConfig, pad};
+use super::text::{
+    EncodeOptions, EncodedTexts, TextForm, TextFormat, TextInput, TextTokenizer, TokenizerConfig, pad,
+};
 use crate::bail_input;
 use crate::models::encoders::EncoderInputs;
 

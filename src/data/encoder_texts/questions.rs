@@ -151,9 +151,9 @@ pub fn passages(
         };
         inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("cutting contexts: {error}"))?;
         let input = EncodeInput::Dual(asked.into(), (&*question.context).into());
-        let first = inner
-            .encode(input, true)
-            .map_err(|error| bad_input!("question {}: the tokenizer cannot encode it: {error}", question.id))?;
+        let first = inner.encode(input, true).map_err(|error| {
+            bad_input!("question {}: the tokenizer cannot encode it: {error}", question.id)
+        })?;
         let windows = std::iter::once(&first).chain(first.get_overflowing());
         passages.extend(windows.map(|window| passage(number, question, window)));
     }
@@ -171,8 +171,12 @@ fn passage(number: usize, question: &Question, window: &tokenizers::Encoding) ->
     let types = window.get_type_ids();
     let answer = question.answers.first().and_then(|answer| {
         let (start, end) = (answer.start as u32, (answer.start + answer.text.len()) as u32);
-        let first = bytes.iter().position(|place| place.as_ref().is_some_and(|place| place.start <= start && start < place.end));
-        let last = bytes.iter().rposition(|place| place.as_ref().is_some_and(|place| place.start < end && end <= place.end));
+        let first = bytes
+            .iter()
+            .position(|place| place.as_ref().is_some_and(|place| place.start <= start && start < place.end));
+        let last = bytes
+            .iter()
+            .rposition(|place| place.as_ref().is_some_and(|place| place.start < end && end <= place.end));
         first.zip(last).filter(|(first, last)| first <= last)
     });
     Passage {

@@ -39,10 +39,11 @@ pub struct TaggedSentence {
 /// The file is missing, empty, no UTF-8, or a line is malformed, which is named.
 pub fn read_tagged(path: &Path) -> Result<Vec<TaggedSentence>> {
     let name = path.display().to_string();
-    let reader = BufReader::new(open_bytes(path).map_err(|error| match error.downcast::<std::io::Error>() {
-        Ok(error) => files::cannot_read(path, &error),
-        Err(error) => error,
-    })?);
+    let reader =
+        BufReader::new(open_bytes(path).map_err(|error| match error.downcast::<std::io::Error>() {
+            Ok(error) => files::cannot_read(path, &error),
+            Err(error) => error,
+        })?);
     let is_json = name.trim_end_matches(".gz").ends_with("jsonl");
     let mut sentences = Vec::new();
     let mut current = TaggedSentence { words: Vec::new(), tags: Vec::new(), line: 1 };
@@ -89,7 +90,9 @@ fn of_json(line: &str, number: u64, name: &str) -> Result<TaggedSentence> {
     let texts = |keys: &[&str]| -> Option<Vec<String>> {
         let list = keys.iter().find_map(|key| value.get(key))?.as_array()?;
         list.iter()
-            .map(|one| one.as_str().map(str::to_owned).or_else(|| one.as_i64().map(|number| number.to_string())))
+            .map(|one| {
+                one.as_str().map(str::to_owned).or_else(|| one.as_i64().map(|number| number.to_string()))
+            })
             .collect()
     };
     match (texts(&["tokens", "words"]), texts(&["tags", "ner_tags", "labels"])) {
@@ -131,8 +134,10 @@ pub fn encode_words(
     max_length: i64,
 ) -> Result<Vec<EncodedWords>> {
     let mut inner = tokenizer.inner().clone();
-    let truncation =
-        TruncationParams { max_length: usize::try_from(max_length).unwrap_or(0), ..TruncationParams::default() };
+    let truncation = TruncationParams {
+        max_length: usize::try_from(max_length).unwrap_or(0),
+        ..TruncationParams::default()
+    };
     inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("cutting texts: {error}"))?;
     // Byte-level BPE tells the beginning of a word by the space before it.
     let spaced = tokenizer.kind() == "BPE";
@@ -143,7 +148,9 @@ pub fn encode_words(
                 true => format!(" {word}"),
                 false => word.clone(),
             };
-            EncodeInput::Single(InputSequence::from(words.iter().enumerate().map(word).collect::<Vec<String>>()))
+            EncodeInput::Single(InputSequence::from(
+                words.iter().enumerate().map(word).collect::<Vec<String>>(),
+            ))
         })
         .collect();
     let encodings = inner
