@@ -21,6 +21,7 @@
 //! ```
 
 mod sampling;
+pub mod search;
 mod stream;
 
 pub use sampling::{SamplingConfig, TokenSampler};

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::Tensor;
 
+use crate::models::blocks::Activation;
 use crate::{bail_input, recipe};
 
 /// Size and constants of an encoder: what `config.json` says of the architecture.
@@ -131,39 +131,6 @@ impl Default for DistilBertConfig {
             qa_dropout: 0.1,
             seq_classif_dropout: 0.2,
             pad_token_id: 0,
-        }
-    }
-}
-
-/// Activations by transformers' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub enum Activation {
-    /// x · Φ(x).
-    #[serde(rename = "gelu")]
-    Gelu,
-    /// GELU by its approximation with tanh.
-    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
-    GeluTanh,
-    /// max(x, 0).
-    #[serde(rename = "relu")]
-    Relu,
-    /// x · σ(x).
-    #[serde(rename = "silu", alias = "swish")]
-    Silu,
-    /// tanh(x).
-    #[serde(rename = "tanh")]
-    Tanh,
-}
-
-impl Activation {
-    /// Of every number.
-    pub fn apply(self, input: &Tensor) -> Tensor {
-        match self {
-            Self::Gelu => input.gelu("none"),
-            Self::GeluTanh => input.gelu("tanh"),
-            Self::Relu => input.relu(),
-            Self::Silu => input.silu(),
-            Self::Tanh => input.tanh(),
         }
     }
 }

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::config::{Activation, Dimensions, EncoderConfig, EncoderKind};
+use super::config::{Dimensions, EncoderConfig, EncoderKind};
 use crate::models::Scope;
 use crate::models::attention::{AttentionOptions, attention, join_heads, split_heads};
-use crate::models::blocks::dropout;
+use crate::models::blocks::{Activation, dropout};
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::native::checkpoint::checkpoint;
@@ -110,7 +110,7 @@ impl Layer {
         let attended = join_heads(&attention(&query, &key, &value, options)); // [batch, length, width]
         let attended = dropout(self.attention_output.forward(&attended), self.dropout, train);
         let attended = self.attention_norm.forward(&(attended + input));
-        let wide = self.activation.apply(&self.widen.forward(&attended)); // [batch, length, inner width]
+        let wide = self.activation.apply(self.widen.forward(&attended)); // [batch, length, inner width]
         let narrow = dropout(self.narrow.forward(&wide), self.dropout, train);
         self.norm.forward(&(narrow + attended))
     }

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use anyhow::Result;
 use tch::Tensor;
 
-use super::config::{Activation, EncoderConfig, EncoderKind};
+use super::config::{EncoderConfig, EncoderKind};
 use super::encoder::{Encoder, EncoderInputs};
 use crate::models::Scope;
-use crate::models::blocks::dropout;
+use crate::models::blocks::{Activation, dropout};
 use crate::models::init::Init;
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::lora::is_adapter;
@@ -199,7 +199,7 @@ impl EncoderModel {
                 }; // [batch, width]
                 let first = match dense {
                     Some((layer, activation)) => {
-                        activation.apply(&layer.forward(&dropout(first, dropouts[0], train)))
+                        activation.apply(layer.forward(&dropout(first, dropouts[0], train)))
                     }
                     None => first,
                 };
@@ -224,7 +224,7 @@ impl EncoderModel {
 impl MaskedLmHead {
     /// `[…, width]` to `[…, vocabulary]`.
     fn forward(&self, hidden: &Tensor, words: &Tensor) -> Tensor {
-        let transformed = self.norm.forward(&self.activation.apply(&self.dense.forward(hidden)));
+        let transformed = self.norm.forward(&self.activation.apply(self.dense.forward(hidden)));
         transformed.linear(words, Some(&self.bias))
     }
 }

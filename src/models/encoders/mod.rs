@@ -8,7 +8,7 @@ mod encoder;
 mod heads;
 
 pub use config::{
-    Activation, BertConfig, Dimensions, DistilBertConfig, EncoderConfig, EncoderKind, MODEL_TYPES,
+    BertConfig, Dimensions, DistilBertConfig, EncoderConfig, EncoderKind, MODEL_TYPES,
 };
 pub use encoder::{Encoder, EncoderInputs};
 pub use heads::{EncoderModel, HeadKind};
