@@ -6,6 +6,7 @@ mod support;
 
 mod accumulation;
 mod bad_input;
+mod encoders;
 mod evaluation;
 mod export;
 mod fine_tuning;

@@ -318,8 +318,12 @@ pub struct ExportArgs {
 pub enum ExportFormat {
     /// A traced module for torch.jit.load.
     Torchscript,
-    /// Named weights for load_state_dict.
+    /// Named weights for load_state_dict; adapters are merged into them.
     Safetensors,
+    /// A Hugging Face folder: configuration, weights, tokenizer; adapters are merged.
+    Hf,
+    /// The adapters alone, a folder that PEFT loads.
+    Peft,
 }
 
 /// Arguments of `compare`.

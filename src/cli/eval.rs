@@ -19,7 +19,7 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     let mut session = Session::<F>::open(&arguments.run)?;
     if let Some(data) = &arguments.data {
         let mut value = serde_json::to_value(&session.recipe)?;
-        for (key, setting) in F::data_settings(data) {
+        for (key, setting) in F::evaluation_settings(data) {
             recipe::set(&mut value, key, setting)?;
         }
         session.recipe = recipe::typed(value, "--data")?;

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::args::{ExportArgs, ExportFormat};
-use super::family::Family;
+use super::family::{Family, FolderFormat};
 use super::session::Session;
 use crate::bail_input;
 use crate::files;
 use crate::models::Role;
+use crate::models::lora::merged;
 use crate::native::trace::{Entry, trace_module};
 use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
-use crate::weights::{tensors_of, write_safetensors};
+use crate::weights::write_safetensors;
 
 /// Runs the verb.
 pub fn run<F: Family>(arguments: &ExportArgs) -> Result<()> {
@@ -21,7 +22,11 @@ pub fn run<F: Family>(arguments: &ExportArgs) -> Result<()> {
     let session = Session::<F>::open(&arguments.run)?;
     place(&arguments.out, |staged| match arguments.format {
         ExportFormat::Torchscript => trace::<F>(&session, staged),
-        ExportFormat::Safetensors => write_safetensors(staged, &tensors_of(session.task.parameters())),
+        ExportFormat::Safetensors => write_safetensors(staged, &merged(session.task.parameters())?),
+        ExportFormat::Hf => {
+            F::export_folder(&session.recipe, &session.task, FolderFormat::HuggingFace, staged)
+        }
+        ExportFormat::Peft => F::export_folder(&session.recipe, &session.task, FolderFormat::Peft, staged),
     })
 }
 
@@ -39,7 +44,8 @@ pub(super) fn place(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resu
     let placed = write(&staged)
         .and_then(|()| std::fs::rename(&staged, out).map_err(|error| files::cannot_write(out, &error)));
     if placed.is_err() {
-        let _ = std::fs::remove_file(&staged);
+        let _ =
+            if staged.is_dir() { std::fs::remove_dir_all(&staged) } else { std::fs::remove_file(&staged) };
     }
     placed?;
     Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", out.display()));

@@ -1,6 +1,6 @@
 //! What a model family tells the shared verbs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -16,7 +16,7 @@ use crate::recipe::{Preset, Recipe};
 use crate::reporting::{Log, Report};
 use crate::tasks::{Evaluation, Task};
 use crate::training::signals::Interrupt;
-use crate::weights::Weights;
+use crate::weights::{self, Loaded, Weights};
 
 /// A family's recipe.
 pub type FamilyRecipe<F> = Recipe<<F as Family>::Model, <F as Family>::Data>;
@@ -28,6 +28,25 @@ pub struct Prediction {
     pub input: String,
     /// Classes with their probabilities, best first.
     pub ranked: Vec<(String, f64)>,
+}
+
+/// Forms of export that are folders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderFormat {
+    /// A Hugging Face folder: configuration, weights, tokenizer.
+    HuggingFace,
+    /// Adapters in the form of PEFT.
+    Peft,
+}
+
+impl FolderFormat {
+    /// The value of `--format`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "hf",
+            Self::Peft => "peft",
+        }
+    }
 }
 
 /// A model family: which data, which models, which task.
@@ -65,6 +84,39 @@ pub trait Family: Sized {
     /// Makes the model of a complete recipe in `parameters`, which are empty and say whether initial weights are drawn (from libtorch's default
     /// generator) and on which device.
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<Self::Task>;
+
+    /// Copies weights from elsewhere into the model that a training starts with.
+    fn load(task: &Self::Task, source: &Path, strict: bool) -> Result<Loaded> {
+        weights::load(task.parameters(), source, strict)
+    }
+
+    /// Puts into the folder of a new run what its verbs will need besides recipe and weights: a tokenizer, for one.
+    fn keep(_recipe: &FamilyRecipe<Self>, _data: &Splits<Arc<Self::Dataset>>, _run: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    /// Points the recipe of a run to what [`Family::keep`] put there, wherever the run lies now.
+    fn find_kept(_recipe: &mut FamilyRecipe<Self>, _run: &Path) {}
+
+    /// The recipe of a folder with weights and a configuration, or of `hf:ORG/NAME`, in place of a run.
+    fn recipe_of_folder(folder: &Path) -> Result<FamilyRecipe<Self>> {
+        bail_input!("{} is no run folder: it has no recipe.json", folder.display())
+    }
+
+    /// What `eval --data ARGUMENT` sets in a recipe.
+    fn evaluation_settings(argument: &str) -> Vec<(&'static str, Value)> {
+        Self::data_settings(argument)
+    }
+
+    /// Writes a folder of a form of its own for `export`.
+    fn export_folder(
+        _recipe: &FamilyRecipe<Self>,
+        _task: &Self::Task,
+        format: FolderFormat,
+        _folder: &Path,
+    ) -> Result<()> {
+        bail_input!("{} has no export --format {}", Self::NAME, format.name())
+    }
 
     /// Divides the logits of a trained classifier by what `calibrate` found best.
     fn set_temperature(_task: &mut Self::Task, _temperature: f64) {}

@@ -18,9 +18,10 @@ mod session;
 mod table;
 pub mod tokenizer;
 mod train;
+pub mod transformer;
 
 pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};
-pub use family::{Family, FamilyRecipe, Prediction};
+pub use family::{Family, FamilyRecipe, FolderFormat, Prediction};
 
 use std::any::Any;
 use std::io::Write;

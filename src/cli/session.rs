@@ -167,9 +167,10 @@ pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool, l
     random::manual_seed(recipe.training.seed)?;
     // What comes from a checkpoint needs no draws.
     let parameters = if fresh { Parameters::new(device) } else { Parameters::undrawn(device) };
+    let parameters = parameters.with_lora(recipe.training.fine_tune.lora.clone());
     let task = F::build(recipe, parameters)?;
     if let Some(source) = recipe.training.init_from.as_ref().filter(|_| fresh) {
-        for note in weights::load(task.parameters(), source, recipe.training.init_strict)?.notes {
+        for note in F::load(&task, source, recipe.training.init_strict)?.notes {
             log.warning(note);
         }
     }
@@ -194,7 +195,10 @@ impl<F: Family> Session<F> {
     /// Loads a checkpoint of a run, or an architecture with weights from elsewhere.
     pub fn open(arguments: &ModelArgs) -> Result<Self> {
         match (&arguments.run, &arguments.weights.model, &arguments.weights.init_from) {
-            (Some(run), None, _) => Self::of_run(run, arguments),
+            (Some(run), None, _) if run.join("recipe.json").is_file() || !is_elsewhere(run) => {
+                Self::of_run(run, arguments)
+            }
+            (Some(folder), None, _) => Self::of_folder(folder, arguments),
             (None, Some(name), Some(source)) => Self::of_weights(name, source, arguments),
             (Some(run), Some(_), _) => {
                 bail_input!("{} and --model: give a run, or an architecture with --init-from", run.display())
@@ -209,9 +213,11 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
+        F::find_kept(&mut recipe, run);
         F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
-        let mut task = F::build(&recipe, Parameters::undrawn(device))?;
+        let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
+        let mut task = F::build(&recipe, parameters)?;
         let checkpoint = find_checkpoint(run, arguments.checkpoint.as_deref())?;
         load_weights(&checkpoint, task.parameters())?;
         let step = read_progress(&checkpoint)?.step;
@@ -219,6 +225,24 @@ impl<F: Family> Session<F> {
             F::set_temperature(&mut task, calibration.temperature);
         }
         Ok(Self { recipe, task, origin: format!("checkpoint of step {step}"), step: Some(step) })
+    }
+
+    fn of_folder(folder: &Path, arguments: &ModelArgs) -> Result<Self> {
+        let recipe = F::recipe_of_folder(folder)?;
+        let origin = folder.display().to_string();
+        let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
+        let device = prepare(&mut recipe.training)?;
+        let task = F::build(&recipe, Parameters::undrawn(device))?;
+        let weights::Loaded { report, notes } = F::load(&task, folder, arguments.weights.strict)?;
+        // A head that was never trained would answer at random.
+        if !report.missing.is_empty() || !report.mismatched.is_empty() {
+            bail_input!("{origin} has no trained model for this task: {}", report.describe());
+        }
+        let log = Log::new(Verbosity::from_flags(false, true));
+        for note in notes {
+            log.warning(note);
+        }
+        Ok(Self { recipe, task, origin, step: None })
     }
 
     fn of_weights(name: &str, source: &Path, arguments: &ModelArgs) -> Result<Self> {
@@ -240,6 +264,11 @@ impl<F: Family> Session<F> {
         }
         Ok(Self { recipe, task, origin: weights.origin, step: None })
     }
+}
+
+/// Whether what is given in place of a run is a model from elsewhere: a folder with a configuration, or a repository.
+pub fn is_elsewhere(path: &Path) -> bool {
+    path.join("config.json").is_file() || path.to_string_lossy().starts_with("hf:")
 }
 
 /// A recipe with what the arguments say about device and batches.

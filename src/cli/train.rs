@@ -30,7 +30,11 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
     let mut recipe = match &arguments.resume {
-        Some(run) => session::resumed_recipe::<F>(run, arguments, &log)?,
+        Some(run) => {
+            let mut recipe = session::resumed_recipe::<F>(run, arguments, &log)?;
+            F::find_kept(&mut recipe, run);
+            recipe
+        }
         None => session::new_recipe::<F>(arguments)?,
     };
     let device = session::prepare(&mut recipe.training)?;
@@ -55,7 +59,9 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         }
         None => {
             let path = arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name));
-            RunFolder::create(&path)?
+            let folder = RunFolder::create(&path)?;
+            F::keep(&recipe, &data, folder.path())?;
+            folder
         }
     };
     recipe.attachments.write(folder.path())?;

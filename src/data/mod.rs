@@ -6,6 +6,7 @@
 pub mod augment;
 pub mod cifar;
 pub mod decode;
+pub mod encoder_texts;
 pub mod fingerprint;
 pub mod idx;
 pub mod image_list;

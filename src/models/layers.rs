@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::Scope;
 use super::init::Init;
+use super::lora::Adapter;
 use super::summary::record;
 
 /// `nn.Linear`: y = x Wᵀ + b on the last dimension.
@@ -17,6 +18,7 @@ pub struct Linear {
     name: String,
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -25,14 +27,20 @@ impl Linear {
         let shape = [outputs, inputs];
         let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
         let bias = scope.parameter("bias", &[outputs], Init::default_bias(&shape))?;
-        Ok(Self { name: scope.name().to_owned(), weight, bias: Some(bias) })
+        Self::of(scope, weight, Some(bias))
     }
 
     /// `nn.Linear(bias=False)`.
     pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Result<Self> {
         let shape = [outputs, inputs];
         let weight = scope.parameter("weight", &shape, Init::default_weight(&shape))?;
-        Ok(Self { name: scope.name().to_owned(), weight, bias: None })
+        Self::of(scope, weight, None)
+    }
+
+    fn of(scope: &Scope, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let size = weight.size();
+        let adapter = Adapter::of_layer(scope, size[1], size[0])?;
+        Ok(Self { name: scope.name().to_owned(), weight, bias, adapter })
     }
 
     /// Draws the weight anew; `scope` is any scope of its model.
@@ -53,6 +61,10 @@ impl Linear {
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let output = input.linear(&self.weight, self.bias.as_ref());
+        let output = match &self.adapter {
+            Some(adapter) => output + adapter.forward(input),
+            None => output,
+        };
         record(&self.name, "Linear", &output, &[Some(&self.weight), self.bias.as_ref()], || {
             output.numel() * self.inputs()
         });

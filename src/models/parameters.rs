@@ -12,6 +12,7 @@ use regex::Regex;
 use tch::{Device, Tensor};
 
 use super::init::Init;
+use super::lora::LoraConfig;
 use crate::bail_input;
 
 /// Whether the optimizer changes a tensor.
@@ -45,19 +46,30 @@ struct Entries {
 pub struct Parameters {
     device: Device,
     draws: bool,
+    lora: Option<Rc<LoraConfig>>,
     entries: Rc<RefCell<Entries>>,
 }
 
 impl Parameters {
     /// An empty collection whose tensors will live on `device` and begin with drawn values.
     pub fn new(device: Device) -> Self {
-        Self { device, draws: true, entries: Rc::default() }
+        Self { device, draws: true, lora: None, entries: Rc::default() }
     }
 
     /// An empty collection whose tensors begin as zeros, without a single random draw: for a model whose weights come from a file, or
     /// whose shapes are all that matters.
     pub fn undrawn(device: Device) -> Self {
         Self { draws: false, ..Self::new(device) }
+    }
+
+    /// The same, with adapters wherever a model makes a layer that the configuration names.
+    pub fn with_lora(self, lora: Option<LoraConfig>) -> Self {
+        Self { lora: lora.map(Rc::new), ..self }
+    }
+
+    /// The adapters that the model's layers have.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.lora.as_deref()
     }
 
     /// Where the tensors are.
@@ -139,6 +151,14 @@ impl Parameters {
         if self.draws {
             let _guard = tch::no_grad_guard();
             tensor.shallow_clone().f_copy_(&init.draw(&tensor.size())?)?;
+        }
+        Ok(())
+    }
+
+    /// Draws values and forgets them: where PyTorch draws for a tensor that it then replaces by another, as it does for tied weights.
+    pub fn skip_draw(&self, shape: &[i64], init: Init) -> Result<()> {
+        if self.draws {
+            let _ = init.draw(shape)?;
         }
         Ok(())
     }

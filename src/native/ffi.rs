@@ -30,6 +30,15 @@ pub type Forward = unsafe extern "C" fn(
     outputs: *mut TensorVector,
 ) -> bool;
 
+/// A part of a network: borrows the input, makes a new output; false with a message of at most `capacity` bytes if it failed.
+pub type Segment = unsafe extern "C" fn(
+    context: *mut c_void,
+    input: *mut C_tensor,
+    output: *mut *mut C_tensor,
+    message: *mut c_char,
+    capacity: usize,
+) -> bool;
+
 #[repr(C)]
 pub struct Sgd {
     pub momentum: f64,
@@ -169,6 +178,15 @@ unsafe extern "C" {
     // layout.cpp
     pub fn suite_channels_last(tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;
     pub fn suite_is_channels_last(tensor: Tensor, result: *mut bool) -> Outcome;
+
+    // checkpoint.cpp
+    pub fn suite_checkpoint(
+        input: Tensor,
+        compute: Segment,
+        release: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
 
     // trace.cpp
     pub fn suite_trace_output(outputs: *mut TensorVector, tensor: Tensor);

@@ -3,6 +3,7 @@
 //! Each submodule has its C++ side in `cpp/`. Exceptions come back as one-sentence errors, tensors cross as pointers, and every
 //! function works on whatever device its tensors are on.
 
+pub mod checkpoint;
 mod ffi;
 pub mod file_map;
 pub mod gradients;

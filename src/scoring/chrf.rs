@@ -42,6 +42,12 @@ pub struct Chrf {
     counts: Vec<Counts>,
 }
 
+impl Default for Chrf {
+    fn default() -> Self {
+        Self::new(Settings::default())
+    }
+}
+
 impl Chrf {
     /// An empty corpus.
     pub fn new(settings: Settings) -> Self {
@@ -65,6 +71,22 @@ impl Chrf {
             sum.hypothesis += counts.hypothesis;
             sum.reference += counts.reference;
             sum.shared += counts.shared;
+        }
+    }
+
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        let each = self.counts.iter();
+        each.flat_map(|counts| [counts.hypothesis, counts.reference, counts.shared])
+            .map(|count| count as f64)
+            .collect()
+    }
+
+    /// Replaces what was counted by the sum of the [`Chrf::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        for (own, sums) in self.counts.iter_mut().zip(counts.chunks_exact(3)) {
+            let [hypothesis, reference, shared] = [0, 1, 2].map(|place| sums[place] as u64);
+            *own = Counts { hypothesis, reference, shared };
         }
     }
 

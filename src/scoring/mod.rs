@@ -13,8 +13,61 @@ pub mod tokenize;
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use serde_json::{Value, json};
+
 /// The version of sacreBLEU whose results are matched; it ends each signature.
 const MATCHED_VERSION: &str = "2.6.0";
+
+/// BLEU, chrF and TER of a corpus, with sacreBLEU's usual settings.
+#[derive(Clone, Debug, Default)]
+pub struct TranslationScores {
+    bleu: bleu::Bleu,
+    chrf: chrf::Chrf,
+    ter: ter::Ter,
+}
+
+impl TranslationScores {
+    /// Adds a hypothesis with its references.
+    pub fn add(&mut self, hypothesis: &str, references: &[&str]) {
+        self.bleu.add(hypothesis, references);
+        self.chrf.add(hypothesis, references);
+        self.ter.add(hypothesis, references);
+    }
+
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        [self.bleu.counts(), self.chrf.counts(), self.ter.counts()].concat()
+    }
+
+    /// Replaces what was counted by the sum of the [`TranslationScores::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        let (bleu, rest) = counts.split_at(self.bleu.counts().len());
+        let (chrf, ter) = rest.split_at(self.chrf.counts().len());
+        self.bleu.set_counts(bleu);
+        self.chrf.set_counts(chrf);
+        self.ter.set_counts(ter);
+    }
+
+    /// `bleu`, `chrf` and `ter`.
+    pub fn metrics(&self) -> [(String, f64); 3] {
+        let values =
+            [("bleu", self.bleu.score().score), ("chrf", self.chrf.score()), ("ter", self.ter.score())];
+        values.map(|(name, value)| (name.to_owned(), value))
+    }
+
+    /// The scores with their signatures.
+    pub fn details(&self) -> Value {
+        json!({
+            "bleu": self.bleu.score(),
+            "line": self.bleu.score().to_string(),
+            "signatures": {
+                "bleu": self.bleu.signature(),
+                "chrf": self.chrf.signature(),
+                "ter": self.ter.signature(),
+            },
+        })
+    }
+}
 
 /// How often each run of `order` items occurs.
 fn ngrams<T: Hash + Eq>(items: &[T], order: usize) -> HashMap<&[T], u64> {

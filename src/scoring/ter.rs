@@ -73,6 +73,19 @@ impl Ter {
         }
     }
 
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        vec![self.edits as f64, self.reference_length]
+    }
+
+    /// Replaces what was counted by the sum of the [`Ter::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        if let [edits, reference_length] = *counts {
+            self.edits = edits as u64;
+            self.reference_length = reference_length;
+        }
+    }
+
     /// Edits for a hundred words of the references.
     pub fn score(&self) -> f64 {
         if self.reference_length > 0.0 {

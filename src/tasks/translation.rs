@@ -13,10 +13,12 @@ use crate::distributed::Reducer;
 use crate::generation::search::{Hypothesis, Marks, SearchConfig, TargetWriter, search};
 use crate::models::Parameters;
 use crate::models::encoder_decoder::EncoderDecoder;
-use crate::scoring::bleu::{Bleu, Settings};
+use crate::scoring::TranslationScores;
 
 /// What an evaluation yields, most telling first.
-pub const METRICS: &[&str] = &["bleu", "loss", "perplexity", "accuracy"];
+pub const METRICS: &[&str] = &["bleu", "chrf", "ter", "loss", "perplexity", "accuracy"];
+/// The same where nothing is decoded.
+const METRICS_OF_LOSS: &[&str] = &["loss", "perplexity", "accuracy"];
 /// Translations that an evaluation lists.
 const LISTED: usize = 10;
 
@@ -79,7 +81,7 @@ impl Task for Translation {
     }
 
     fn metrics(&self) -> &'static [&'static str] {
-        if self.search.is_some() { METRICS } else { &METRICS[1..] }
+        if self.search.is_some() { METRICS } else { METRICS_OF_LOSS }
     }
 
     fn weight(&self, batch: &TranslationBatch, _mode: Mode) -> Result<f64> {
@@ -116,10 +118,10 @@ impl Task for Translation {
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator>> {
         self.search.as_ref()?;
-        Some(Box::new(BleuEvaluator {
+        Some(Box::new(TextEvaluator {
             tokenizers: self.tokenizers.clone(),
             end: self.marks.end,
-            bleu: Bleu::new(Settings::default()),
+            scores: TranslationScores::default(),
             listed: Vec::new(),
         }))
     }
@@ -143,14 +145,14 @@ fn written(texts: &[Vec<Hypothesis>], end: i64) -> Result<Tensor> {
 }
 
 /// Collects decoded targets beside what was written in the data.
-struct BleuEvaluator {
+struct TextEvaluator {
     tokenizers: Arc<PairTokenizers>,
     end: i64,
-    bleu: Bleu,
+    scores: TranslationScores,
     listed: Vec<PredictedSample>,
 }
 
-impl Evaluator for BleuEvaluator {
+impl Evaluator for TextEvaluator {
     fn add(&mut self, samples: &[usize], outcome: &Outcome) -> Result<()> {
         let rows = Vec::<Vec<i64>>::try_from(&outcome.prediction).context("copying decoded tokens")?;
         let references = Vec::<Vec<u8>>::try_from(&outcome.target).context("copying references")?;
@@ -159,7 +161,7 @@ impl Evaluator for BleuEvaluator {
             let hypothesis = self.tokenizers.decode(&row[..length])?;
             let length = reference.iter().position(|&byte| byte == 0).unwrap_or(reference.len());
             let reference = String::from_utf8_lossy(&reference[..length]);
-            self.bleu.add(&hypothesis, &[&reference]);
+            self.scores.add(&hypothesis, &[&reference]);
             // The first ones of the data set, whatever the order of the batches.
             if sample < LISTED {
                 let label = reference.into_owned();
@@ -175,22 +177,16 @@ impl Evaluator for BleuEvaluator {
     }
 
     fn gather(&mut self, reducer: &mut dyn Reducer) -> Result<()> {
-        let counts = self.bleu.counts();
+        let counts = self.scores.counts();
         let sums = counts.into_iter().map(|count| reducer.sum(count)).collect::<Result<Vec<_>>>()?;
-        self.bleu.set_counts(&sums);
+        self.scores.set_counts(&sums);
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<Evaluation> {
-        let score = self.bleu.score();
         self.listed.sort_by_key(|one| one.sample);
-        Ok(Evaluation {
-            metrics: BTreeMap::from([("bleu".to_owned(), score.score)]),
-            details: json!({
-                "bleu": score,
-                "signature": self.bleu.signature(),
-                "translations": self.listed,
-            }),
-        })
+        let mut details = self.scores.details();
+        details["translations"] = json!(self.listed);
+        Ok(Evaluation { metrics: self.scores.metrics().into_iter().collect(), details })
     }
 }

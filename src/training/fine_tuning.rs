@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::bail_input;
+use crate::models::lora::LoraConfig;
 use crate::models::{Parameters, Role};
 
 /// The `training.fine_tune` section.
@@ -20,6 +21,10 @@ pub struct FineTuneConfig {
     /// Begin with the head alone and let one more stage learn after each so many epochs, from the output to the input (Howard, Ruder,
     /// "Universal language model fine-tuning for text classification", 2018).
     pub unfreeze_every: Option<u64>,
+    /// Train the head and so many stages below it; the rest is frozen.
+    pub top_layers: Option<usize>,
+    /// Train small matrices beside the layers in place of the layers.
+    pub lora: Option<LoraConfig>,
     /// Factor on the learning rate for each stage further from the output; 1 for one rate.
     pub layer_decay: f64,
     /// Factor on the learning rate of the head.
@@ -33,6 +38,8 @@ impl Default for FineTuneConfig {
         Self {
             freeze_backbone: false,
             unfreeze_every: None,
+            top_layers: None,
+            lora: None,
             layer_decay: 1.0,
             head_lr_scale: 1.0,
             cache_features: None,
@@ -46,11 +53,19 @@ impl FineTuneConfig {
         if self.unfreeze_every == Some(0) {
             bail_input!("training.fine_tune.unfreeze_every is 0: it must be at least 1");
         }
-        if self.freeze_backbone && self.unfreeze_every.is_some() {
+        let exclusive = [
+            ("freeze_backbone", self.freeze_backbone),
+            ("unfreeze_every", self.unfreeze_every.is_some()),
+            ("top_layers", self.top_layers.is_some()),
+            ("lora", self.lora.is_some()),
+        ];
+        let given: Vec<&str> = exclusive.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+        if let [first, second, ..] = given[..] {
             bail_input!(
-                "training.fine_tune has both freeze_backbone and unfreeze_every: the first keeps all but the head frozen for good"
+                "training.fine_tune has both {first} and {second}, which choose different parts to train: give one"
             );
         }
+        self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)?;
         if self.cache_features == Some(true) && !self.freeze_backbone {
             bail_input!(
                 "training.fine_tune.cache_features needs freeze_backbone: features of a backbone that learns change in every step"
@@ -69,6 +84,21 @@ impl FineTuneConfig {
     /// # Errors
     /// The section needs a head and the model has none.
     pub fn apply(&self, parameters: &Parameters, head: Option<&str>) -> Result<()> {
+        let is_head = |name: &str| head.is_some_and(|head| is_of(name, head));
+        if let Some(lora) = &self.lora {
+            lora.freeze_rest(parameters, is_head)?;
+        }
+        if let Some(count) = self.top_layers {
+            // Without a head the last stage is the first that counts.
+            let trainable = parameters.trainable();
+            let stages = stages(&trainable, head.unwrap_or_default());
+            let below = stages.iter().copied().max().map_or(0, |last| last + usize::from(head.is_none()));
+            for (stage, (_, tensor)) in stages.into_iter().zip(&trainable) {
+                if stage + count < below {
+                    let _ = tensor.f_set_requires_grad(false)?;
+                }
+            }
+        }
         let Some(head) = self.head(head)? else { return Ok(()) };
         if self.freeze_backbone {
             for entry in parameters.entries() {

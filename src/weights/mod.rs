@@ -7,6 +7,7 @@ mod content;
 mod dtype;
 mod hub;
 pub mod pickle;
+mod pretrained;
 mod report;
 mod safetensors;
 mod source;
@@ -14,6 +15,7 @@ mod torch_file;
 
 pub use content::{Format, TensorForm, TensorSource, Weights};
 pub use dtype::{Class, Dtype};
+pub use pretrained::load_pretrained;
 pub use report::{LoadReport, Mismatch};
 pub use safetensors::{read_safetensors, write_safetensors};
 pub use source::open;

@@ -74,6 +74,11 @@ pub fn fill(parameters: &Parameters) -> Result<()> {
     Ok(())
 }
 
+/// A tensor of that number in the formula's order, in −1..1.
+pub fn tensor(shape: &[i64], number: usize) -> Tensor {
+    Tensor::from_slice(&values(shape.iter().product::<i64>() as usize, number)).view(shape)
+}
+
 /// A batch of images, `[batch, channels, side, side]`.
 pub fn images(batch: i64, channels: i64, [height, width]: [i64; 2]) -> Tensor {
     let size = [batch, channels, height, width];
