@@ -143,6 +143,37 @@ fn unknown_name(message: &str) -> Option<(&'static str, String, Vec<String>)> {
     Some((kind, name, quoted.collect()))
 }
 
+/// The configuration of a model of transformers, read from its `config.json`: keys that say nothing of the architecture are left aside. `usual` gives an
+/// architecture's configuration by its `model_type`, which is a key of the configuration's own.
+///
+/// # Errors
+/// It is no configuration, or of an architecture that is not among `known`.
+pub fn known_config<T: Serialize + DeserializeOwned>(
+    config: &Value,
+    origin: &str,
+    known: &[&str],
+    usual: impl Fn(&str) -> Option<T>,
+) -> Result<T> {
+    let Some(object) = config.as_object() else { bail_input!("{origin} is no model configuration") };
+    let Some(kind) = object.get("model_type").and_then(Value::as_str) else {
+        bail_input!("{origin} has no `model_type`, so the architecture is not known");
+    };
+    let Some(usual) = usual(kind) else {
+        bail_input!(
+            "{origin} is of the architecture `{kind}`, which is not among those here: {}",
+            known.join(", ")
+        );
+    };
+    let mut kept = serde_json::to_value(&usual)?;
+    if let Some(kept) = kept.as_object_mut() {
+        kept.retain(|key, _| object.get(key).is_some_and(|value| !value.is_null()));
+        for (key, value) in kept {
+            *value = object[key].clone();
+        }
+    }
+    typed(kept, origin)
+}
+
 /// `: did you mean …?`, or the known names where none is near and they are few.
 pub fn nearest_hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();

@@ -59,12 +59,16 @@ impl TranslationScores {
     pub fn details(&self) -> Value {
         json!({
             "bleu": self.bleu.score(),
-            "line": self.bleu.score().to_string(),
             "signatures": {
                 "bleu": self.bleu.signature(),
                 "chrf": self.chrf.signature(),
                 "ter": self.ter.signature(),
             },
+            "lines": [
+                format!("BLEU|{} = {}", self.bleu.signature(), self.bleu.score()),
+                format!("{}|{} = {:.2}", self.chrf.name(), self.chrf.signature(), self.chrf.score()),
+                format!("TER|{} = {:.2}", self.ter.signature(), self.ter.score()),
+            ],
         })
     }
 }

@@ -95,26 +95,33 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// A template, or none, with the marks of a tokenizer.
+    ///
+    /// # Errors
+    /// It is no template.
+    pub fn of(template: Option<String>, tokenizer: &TextTokenizer) -> Result<Self> {
+        let mark = |id: Option<i64>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let special = tokenizer.special();
+        let found = Self { template, marks: [mark(special.begin), mark(special.end)] };
+        let _ = found.text(&[Message { role: "user".to_owned(), content: "?".to_owned() }], true)?;
+        Ok(found)
+    }
+
     /// The template of a model's folder (`chat_template.jinja`, or the key `chat_template` of `tokenizer_config.json`), if it has one.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no template.
-    pub fn open(folder: Option<&Path>, tokenizer: &TextTokenizer) -> Result<Self> {
-        let mark = |id: Option<i64>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        let special = tokenizer.special();
-        let mut found = Self { template: None, marks: [mark(special.begin), mark(special.end)] };
-        let Some(folder) = folder else { return Ok(found) };
+    /// A file that cannot be read.
+    pub fn find(folder: &Path) -> Result<Option<String>> {
         let own = folder.join("chat_template.jinja");
-        let config = folder.join("tokenizer_config.json");
         if own.is_file() {
-            found.template = Some(files::read_text(&own)?);
-        } else if config.is_file() {
-            let config: Value = serde_json::from_str(&files::read_text(&config)?)
-                .map_err(|error| bad_input!("{}: {}", config.display(), error))?;
-            found.template = config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+            return Ok(Some(files::read_text(&own)?));
         }
-        found.text(&[Message { role: "user".to_owned(), content: "?".to_owned() }], true)?;
-        Ok(found)
+        let config = folder.join("tokenizer_config.json");
+        if !config.is_file() {
+            return Ok(None);
+        }
+        let config = crate::recipe::parse(&files::read_text(&config)?, &config.display().to_string())?;
+        Ok(config.get("chat_template").and_then(Value::as_str).map(str::to_owned))
     }
 
     /// The text of messages; with `question` it ends where the next answer begins.

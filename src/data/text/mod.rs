@@ -44,6 +44,7 @@ mod encoded;
 mod labels;
 mod padding;
 mod reader;
+mod sentencepiece;
 mod tokenizer;
 mod training;
 mod vectors;
@@ -54,6 +55,7 @@ pub use encoded::{EncodedTexts, IN_MEMORY, TokenBuffer, TokenFileWriter, Tokens}
 pub use labels::LabelSet;
 pub use padding::{Padded, pad};
 pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, for_each_line, read_rows, rows_of};
+pub use sentencepiece::marian_tokenizers;
 pub use tokenizer::{EncodeOptions, SpecialTokens, TextInput, TextPosition, TextTokenizer, UnknownText};
 pub use training::{TokenizerConfig, TokenizerKind, WordSplit};
 pub use vectors::WordVectors;
