@@ -23,7 +23,9 @@ pub fn run<F: Family>(arguments: &ExportArgs) -> Result<()> {
     place(&arguments.out, |staged| match arguments.format {
         ExportFormat::Torchscript => trace::<F>(&session, staged),
         ExportFormat::Safetensors => write_safetensors(staged, &merged(session.task.parameters())?),
-        ExportFormat::Hf => F::export_folder(&session.recipe, &session.task, FolderFormat::HuggingFace, staged),
+        ExportFormat::Hf => {
+            F::export_folder(&session.recipe, &session.task, FolderFormat::HuggingFace, staged)
+        }
         ExportFormat::Peft => F::export_folder(&session.recipe, &session.task, FolderFormat::Peft, staged),
     })
 }
@@ -42,7 +44,8 @@ pub(super) fn place(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resu
     let placed = write(&staged)
         .and_then(|()| std::fs::rename(&staged, out).map_err(|error| files::cannot_write(out, &error)));
     if placed.is_err() {
-        let _ = if staged.is_dir() { std::fs::remove_dir_all(&staged) } else { std::fs::remove_file(&staged) };
+        let _ =
+            if staged.is_dir() { std::fs::remove_dir_all(&staged) } else { std::fs::remove_file(&staged) };
     }
     placed?;
     Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", out.display()));

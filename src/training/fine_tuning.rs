@@ -61,7 +61,9 @@ impl FineTuneConfig {
         ];
         let given: Vec<&str> = exclusive.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
         if let [first, second, ..] = given[..] {
-            bail_input!("training.fine_tune has both {first} and {second}, which choose different parts to train: give one");
+            bail_input!(
+                "training.fine_tune has both {first} and {second}, which choose different parts to train: give one"
+            );
         }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)?;
         if self.cache_features == Some(true) && !self.freeze_backbone {
