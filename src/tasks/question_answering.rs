@@ -234,7 +234,7 @@ pub fn normalise_answer(text: &str) -> String {
     // Articles are words as regular expressions see them: letters, digits and underscores with something else around.
     let mut words = String::new();
     let mut word = String::new();
-    let mut close = |word: &mut String, words: &mut String| {
+    let close = |word: &mut String, words: &mut String| {
         words.push_str(if matches!(word.as_str(), "a" | "an" | "the") { " " } else { word.as_str() });
         word.clear();
     };

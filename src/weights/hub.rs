@@ -49,6 +49,26 @@ pub fn fetch_first(repository: &Repository, files: &[&str]) -> Result<PathBuf> {
     bail_input!("hf:{} has none of {}: name one of its files", repository.name, files.join(", "))
 }
 
+/// The folder in the cache that holds a repository's files: `first` must be there, of each group one file, and what is `optional` is taken
+/// along where it can be had.
+pub fn folder_of(
+    repository: &Repository,
+    first: &str,
+    groups: &[&[&str]],
+    optional: &[&str],
+) -> Result<PathBuf> {
+    let path = fetch(repository, first)?;
+    for group in groups {
+        fetch_first(repository, group)?;
+    }
+    for file in optional {
+        // Without them there is less to know, but nothing is wrong.
+        let _ = fetch(repository, file);
+    }
+    let folder = path.ancestors().nth(std::path::Path::new(first).components().count());
+    Ok(folder.map_or_else(PathBuf::new, std::path::Path::to_path_buf))
+}
+
 /// The path of a file in the cache, downloaded if it is not there.
 pub fn fetch(repository: &Repository, file: &str) -> Result<PathBuf> {
     if let Some(found) = cached(repository, file) {

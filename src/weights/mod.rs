@@ -5,7 +5,7 @@
 
 mod content;
 mod dtype;
-mod hub;
+pub mod hub;
 pub mod pickle;
 mod pretrained;
 mod report;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::TokenBatch;
 use crate::data::fingerprint::Fingerprint;
@@ -154,7 +154,7 @@ pub(super) fn add_texts(print: &mut Fingerprint, texts: &EncodedTexts) {
 }
 
 /// A number for each row of a column; an error names the line.
-pub(crate) fn values_of(table: &crate::data::text::TextTable, column: usize) -> Result<Vec<f32>> {
+pub fn values_of(table: &crate::data::text::TextTable, column: usize) -> Result<Vec<f32>> {
     let value = |row: usize| {
         let text = table.rows[row].text(column).trim();
         match text.parse::<f32>() {
@@ -168,6 +168,7 @@ pub(crate) fn values_of(table: &crate::data::text::TextTable, column: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Kind;
 
     #[test]
     fn targets_become_tensors_and_equal_lengths_need_no_mask() -> Result<()> {

@@ -9,7 +9,7 @@ mod pairs;
 mod questions;
 mod words;
 
-pub use classified::{ClassifiedTexts, LabelledBatch, Targets};
+pub use classified::{ClassifiedTexts, LabelledBatch, Targets, values_of};
 pub use files::{BUILTIN, RawSplits, TextFiles, columns_of};
 pub use masked::{MaskedBatch, MaskedTexts, Masking, WordStarts};
 pub use pairs::{PairBatch, TextPairs};
@@ -22,6 +22,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+pub use super::text::split_labels;
 use super::text::{
     EncodeOptions, EncodedTexts, TextForm, TextFormat, TextInput, TextTokenizer, TokenizerConfig, pad,
 };
@@ -72,7 +73,9 @@ pub struct EncoderDataConfig {
     pub stride: i64,
     /// Most tokens of an answer, for `qa`.
     pub max_answer_length: i64,
-    /// A question counts as unanswerable if that scores better than the best answer by more than this, for `qa` with unanswerable questions.
+    /// Whether a question may have no answer (SQuAD 2.0), for `qa`.
+    pub unanswerable: bool,
+    /// Then a question counts as unanswerable if that scores better than the best answer by more than this.
     pub null_threshold: f64,
 }
 
@@ -99,6 +102,7 @@ impl Default for EncoderDataConfig {
             masking: Masking::default(),
             stride: 128,
             max_answer_length: 30,
+            unanswerable: false,
             null_threshold: 0.0,
         }
     }
