@@ -16,6 +16,7 @@
 //! | [`regression`] | linear models of tables: designs, solvers, statistics |
 //! | [`training`] | the loop, optimizers, schedules, precision, checkpoints |
 //! | [`weights`] | reading and writing weight files |
+//! | [`scoring`] | scores of generated text: BLEU, chrF, TER, ROUGE |
 //! | [`distributed`] | what the trainer needs of other processes |
 //! | [`native`] | the C++ shim over libtorch: the only unsafe code |
 //! | [`reporting`] | progress, JSON lines, TensorBoard events, plots, the HTML report |
@@ -37,6 +38,7 @@ pub mod native;
 pub mod recipe;
 pub mod regression;
 pub mod reporting;
+pub mod scoring;
 pub mod tasks;
 pub mod training;
 pub mod weights;

@@ -25,4 +25,5 @@ mod signals;
 mod source_rules;
 mod tensorboard;
 mod text;
+mod text_scores;
 mod weights;

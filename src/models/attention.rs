@@ -1,5 +1,5 @@
 //! Attention: Vaswani et al., "Attention is all you need", 2017. [`attention`] is what every transformer here computes;
-//! [`SelfAttention`] puts it into the form of `torch.nn.MultiheadAttention`.
+//! [`MultiheadAttention`] puts it into the form of `torch.nn.MultiheadAttention`.
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -31,6 +31,11 @@ pub struct AttentionOptions<'a> {
 /// keys and values). The result is `[batch, heads, queries, value_dim]`.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: AttentionOptions<'_>) -> Tensor {
     let (queries, keys) = (query.size()[2], key.size()[2]);
+    record("", "attention", query, &[], || {
+        // The products of queries with keys and of weights with values.
+        query.numel() * keys as usize
+            + query.numel() / query.size()[3] as usize * (keys * value.size()[3]) as usize
+    });
     // The kernels count their own causal rule from the first key, and take no mask beside it.
     let kernel_causal = options.causal && options.mask.is_none() && queries == keys;
     let rule = (options.causal && !kernel_causal && queries > 1).then(|| {
@@ -66,17 +71,20 @@ pub fn join_heads(input: &Tensor) -> Tensor {
     input.transpose(1, 2).flatten(2, 3)
 }
 
-/// `nn.MultiheadAttention(batch_first=True)` where queries, keys and values are the same sequence.
+/// Queries, keys and values of attention, each `[batch, heads, length, head_dim]`.
+pub type Projected = [Tensor; 3];
+
+/// `nn.MultiheadAttention(batch_first=True)` with one projection for queries, keys and values.
 #[derive(Debug)]
-pub struct SelfAttention {
+pub struct MultiheadAttention {
     name: String,
     in_proj_weight: Tensor,
     in_proj_bias: Tensor,
     out_proj: Linear,
-    heads: i64,
+    head_dim: i64,
 }
 
-impl SelfAttention {
+impl MultiheadAttention {
     /// `in_proj_weight` is `[3 · width, width]`: queries, keys, values. `heads` divides `width`.
     pub fn new(scope: &Scope, width: i64, heads: i64) -> Result<Self> {
         let shape = [3 * width, width];
@@ -84,30 +92,62 @@ impl SelfAttention {
         let in_proj_bias = scope.parameter("in_proj_bias", &[3 * width], Init::ZEROS)?;
         let out_proj = Linear::new(&scope.child("out_proj"), width, width)?;
         // PyTorch draws the output projection first.
-        scope.parameters().redraw_tensor(&in_proj_weight, Init::xavier_uniform(&shape))?;
+        scope.redraw(&in_proj_weight, Init::xavier_uniform(&shape))?;
         out_proj.redraw_bias(scope, Init::ZEROS)?;
-        Ok(Self { name: scope.name().to_owned(), in_proj_weight, in_proj_bias, out_proj, heads })
+        Ok(Self {
+            name: scope.name().to_owned(),
+            in_proj_weight,
+            in_proj_bias,
+            out_proj,
+            head_dim: width / heads,
+        })
     }
 
-    /// `[batch, length, width]` to the same shape.
-    pub fn forward(&self, input: &Tensor) -> Tensor {
-        let (batch, length, width) = input.size3().unwrap();
-        let head_width = width / self.heads;
-        let projected = input.linear(&self.in_proj_weight, Some(&self.in_proj_bias)); // [batch, length, 3 · width]
-        record(
-            &self.name,
-            "SelfAttention",
-            &projected,
-            &[Some(&self.in_proj_weight), Some(&self.in_proj_bias)],
-            || {
-                // The projections, and the products of queries with keys and of weights with values.
-                (batch * length * 3 * width * width + 2 * batch * length * length * width) as usize
-            },
-        );
-        let parts = projected.view([batch, length, 3, self.heads, head_width]).permute([2, 0, 3, 1, 4]);
-        let [queries, keys, values] = [0, 1, 2].map(|part| parts.select(0, part)); // [batch, heads, length, head width]
-        let mixed = attention(&queries, &keys, &values, AttentionOptions::default()); // [batch, heads, length, head width]
-        self.out_proj.forward(&join_heads(&mixed))
+    /// Queries, keys and values of one sequence `[batch, length, width]`.
+    pub fn project(&self, input: &Tensor) -> Projected {
+        self.project_rows(input, 0, 3)
+    }
+
+    /// Queries of a sequence `[batch, length, width]` that looks at another.
+    pub fn project_query(&self, input: &Tensor) -> Tensor {
+        let [query] = self.project_rows(input, 0, 1);
+        query
+    }
+
+    /// Keys and values of the sequence that is looked at.
+    pub fn project_memory(&self, memory: &Tensor) -> [Tensor; 2] {
+        self.project_rows(memory, 1, 2)
+    }
+
+    /// `parts` of the three projections from `first` on, in one product.
+    fn project_rows<const N: usize>(&self, input: &Tensor, first: i64, parts: i64) -> [Tensor; N] {
+        let width = self.in_proj_weight.size()[1];
+        let weight = self.in_proj_weight.narrow(0, first * width, parts * width);
+        let bias = self.in_proj_bias.narrow(0, first * width, parts * width);
+        let projected = input.linear(&weight, Some(&bias)); // [batch, length, parts · width]
+        record(&self.name, "MultiheadAttention", &projected, &[Some(&weight), Some(&bias)], || {
+            projected.numel() * width as usize
+        });
+        // [parts, batch, heads, length, head_dim]
+        let split = projected.unflatten(-1, [parts, -1, self.head_dim]).permute([2, 0, 3, 1, 4]);
+        std::array::from_fn(|part| split.select(0, part as i64))
+    }
+
+    /// Attention and the output projection: `[batch, length, width]`.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        options: AttentionOptions<'_>,
+    ) -> Tensor {
+        self.out_proj.forward(&join_heads(&attention(query, key, value, options)))
+    }
+
+    /// A sequence `[batch, length, width]` that looks at itself.
+    pub fn forward(&self, input: &Tensor, options: AttentionOptions<'_>) -> Tensor {
+        let [query, key, value] = self.project(input);
+        self.attend(&query, &key, &value, options)
     }
 }
 
