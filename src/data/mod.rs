@@ -15,6 +15,7 @@ pub mod images;
 pub mod loader;
 pub mod order;
 pub mod resize;
+pub mod sequences;
 pub mod table;
 pub mod text;
 
@@ -98,6 +99,7 @@ pub trait Dataset: Send + Sync + 'static {
 }
 
 /// The parts of a data set.
+#[derive(Debug)]
 pub struct Splits<D> {
     /// Learned from.
     pub train: D,

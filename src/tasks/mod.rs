@@ -2,8 +2,13 @@
 
 pub mod calibration;
 pub mod classification;
+pub mod criterion;
+pub mod forecasting;
 pub mod image_classification;
+pub mod language_modelling;
 pub mod multi_label;
+pub mod sequence_classification;
+pub mod sequences;
 pub mod table_prediction;
 
 use anyhow::Result;

@@ -51,7 +51,7 @@ mod vectors;
 pub use buckets::{LengthBuckets, TokenBudget, padding_share};
 pub use cache::cache_folder;
 pub use encoded::{EncodedTexts, IN_MEMORY, TokenFileWriter, Tokens};
-pub use labels::LabelSet;
+pub use labels::{LabelSet, split_labels};
 pub use padding::{Padded, pad};
 pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, read_rows, rows_of};
 pub use tokenizer::{EncodeOptions, SpecialTokens, TextInput, TextPosition, TextTokenizer, UnknownText};

@@ -281,14 +281,14 @@ pub struct SequenceClassifier {
 }
 
 impl SequenceClassifier {
-    /// A network with fresh weights, on tokens where the configuration has a vocabulary, else on numbers. The token 0 fills sequences up and
-    /// embeds as zeros.
+    /// A network with fresh weights, on tokens where the configuration has a vocabulary, else on numbers. What fills
+    /// sequences up is never looked at.
     pub fn new(scope: &Scope, config: &RnnConfig) -> Result<Self> {
         let classes = config.classes.context("model.classes is not known yet")?;
         let (embedding, inputs) = match config.vocabulary {
             Some(vocabulary) => {
                 let init = Init::Normal { deviation: 1.0 };
-                let table = Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, Some(0), init)?;
+                let table = Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, None, init)?;
                 (Some(table), config.embedding)
             }
             None => (None, config.features.context("model.features is not known yet")?),
