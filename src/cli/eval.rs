@@ -23,6 +23,9 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
             recipe::set(&mut value, key, setting)?;
         }
         session.recipe = recipe::typed(value, "--data")?;
+        if let Some(run) = &arguments.run.run {
+            F::attach(&mut session.recipe, run);
+        }
     } else if session.step.is_none() {
         bail_input!("weights without a run come without data: give --data");
     }

@@ -1,6 +1,6 @@
 //! What a model family tells the shared verbs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -46,6 +46,19 @@ pub trait Family: Sized {
     type Dataset: Dataset;
     /// Its loss and metrics.
     type Task: Task<Batch = <Self::Dataset as Dataset>::Batch>;
+
+    /// What `train` runs where only the kind of task is said (`--task`).
+    fn recipe_of_task(_task: &str) -> &'static str {
+        Self::DEFAULT_RECIPE
+    }
+
+    /// Tells a recipe that was read back from a run where the run is: what [`Family::keep`] wrote is there.
+    fn attach(_recipe: &mut FamilyRecipe<Self>, _run: &Path) {}
+
+    /// Writes into a run's folder what later verbs need besides recipe and weights: a tokenizer.
+    fn keep(_recipe: &FamilyRecipe<Self>, _run: &Path) -> Result<()> {
+        Ok(())
+    }
 
     /// The recipes compiled in.
     fn presets() -> &'static [Preset];

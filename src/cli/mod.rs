@@ -14,12 +14,16 @@ mod info;
 mod predict;
 mod recipes;
 pub mod regression;
+pub mod rnn;
 mod session;
 mod table;
 pub mod tokenizer;
 mod train;
 
-pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};
+pub use args::{
+    CommonVerb, CompareArgs, DeviceArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, ModelArgs, RecipesArgs,
+    RunArgs, TrainArgs,
+};
 pub use family::{Family, FamilyRecipe, Prediction};
 
 use std::any::Any;

@@ -22,7 +22,8 @@ use crate::{bad_input, bail_input, files};
 
 /// The recipe of a new run: preset or file, then flags, then `--set`.
 pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
-    let name = arguments.recipe.as_deref().unwrap_or(F::DEFAULT_RECIPE);
+    let of_task = arguments.task.as_deref().map_or(F::DEFAULT_RECIPE, F::recipe_of_task);
+    let name = arguments.recipe.as_deref().unwrap_or(of_task);
     let mut value = recipe::find(name, F::presets())?;
     override_with::<F>(&mut value, arguments)?;
     typed::<F>(value, name)
@@ -36,7 +37,8 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     let before_typed = typed::<F>(before.clone(), &origin)?;
     let mut value = before;
     override_with::<F>(&mut value, arguments)?;
-    let after = typed::<F>(value, &origin)?;
+    let mut after = typed::<F>(value, &origin)?;
+    F::attach(&mut after, run);
     let refused: Vec<String> =
         differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
             .into_iter()
@@ -208,6 +210,7 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
+        F::attach(&mut recipe, run);
         F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let mut task = F::build(&recipe, Parameters::undrawn(device))?;
@@ -271,5 +274,7 @@ fn read_classes(path: &Path) -> Result<Vec<String>> {
 
 /// The recipe that a run was trained with.
 pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
-    recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))
+    let mut recipe = recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))?;
+    F::attach(&mut recipe, run);
+    Ok(recipe)
 }

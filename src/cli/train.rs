@@ -59,6 +59,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         }
     };
     folder.write_recipe(&serde_json::to_value(&recipe)?)?;
+    F::keep(&recipe, folder.path())?;
     log.attach(&folder.file("log.txt"))?;
     log.info(introduction::<F>(&recipe, &data, &task));
     let Some(data) = F::prepare_data(&recipe, &mut task, data, &log, &interrupt)? else {

@@ -54,9 +54,18 @@ pub struct Forecast {
 impl Forecasting {
     /// Puts the parts together.
     pub fn new(parameters: Parameters, network: Forecaster, config: &RnnConfig) -> Result<Self> {
-        let levels = Tensor::f_from_slice(&config.quantiles)?.f_to_kind(Kind::Float)?.f_to_device(parameters.device())?;
+        let levels = Tensor::f_from_slice(&config.quantiles)?
+            .f_to_kind(Kind::Float)?
+            .f_to_device(parameters.device())?;
         let horizon = config.horizon.unwrap_or(1) as usize;
-        Ok(Self { parameters, network, form: config.form, quantiles: config.quantiles.clone(), levels, horizon })
+        Ok(Self {
+            parameters,
+            network,
+            form: config.form,
+            quantiles: config.quantiles.clone(),
+            levels,
+            horizon,
+        })
     }
 
     /// The network.
@@ -69,9 +78,8 @@ impl Forecasting {
         match self.form {
             ForecastForm::Point => None,
             ForecastForm::Gaussian => Some(0.9),
-            ForecastForm::Quantiles => {
-                Some(self.quantiles[self.quantiles.len() - 1] - self.quantiles[0]).filter(|share| *share > 0.0)
-            }
+            ForecastForm::Quantiles => Some(self.quantiles[self.quantiles.len() - 1] - self.quantiles[0])
+                .filter(|share| *share > 0.0),
         }
     }
 
@@ -91,7 +99,9 @@ impl Forecasting {
             }
             ForecastForm::Quantiles => {
                 let count = self.quantiles.len() as i64;
-                let interval = (count > 1).then(|| Ok::<_, tch::TchError>((number(0)?, number(count - 1)?))).transpose()?;
+                let interval = (count > 1)
+                    .then(|| Ok::<_, tch::TchError>((number(0)?, number(count - 1)?)))
+                    .transpose()?;
                 Forecast { value: number(count / 2)?, interval }
             }
         })
@@ -112,12 +122,18 @@ impl Forecasting {
             // Minus the logarithm of the normal density.
             ForecastForm::Gaussian => {
                 let deviation = values.f_select(3, 1)?;
-                (&error / &deviation).f_square()? * 0.5 + deviation.f_log()? + 0.5 * std::f64::consts::TAU.ln()
+                (&error / &deviation).f_square()? * 0.5
+                    + deviation.f_log()?
+                    + 0.5 * std::f64::consts::TAU.ln()
             }
             // The pinball loss of each quantile: Koenker and Bassett 1978.
             ForecastForm::Quantiles => {
                 let below = batch.targets.f_unsqueeze(3)? - &values;
-                below.f_mul(&self.levels)?.f_maximum(&below.f_mul(&(&self.levels - 1.0))?)?.f_mean_dim(-1i64, false, Kind::Float)?
+                below.f_mul(&self.levels)?.f_maximum(&below.f_mul(&(&self.levels - 1.0))?)?.f_mean_dim(
+                    -1i64,
+                    false,
+                    Kind::Float,
+                )?
             }
         }
         .f_sum(Kind::Float)?;
@@ -132,7 +148,8 @@ impl Forecasting {
         add("mse", error.f_square()?.f_sum(Kind::Double)?);
         add("mae", error.f_abs()?.f_sum(Kind::Double)?);
         if let Some((low, high)) = interval {
-            let inside = batch.targets.f_ge_tensor(&low)?.f_logical_and(&batch.targets.f_le_tensor(&high)?)?;
+            let inside =
+                batch.targets.f_ge_tensor(&low)?.f_logical_and(&batch.targets.f_le_tensor(&high)?)?;
             add("coverage", inside.f_sum(Kind::Double)?);
         }
         let mut by_step = vec![error.f_square()?.f_mean_dim(2i64, false, Kind::Float)?]; // [batch, horizon]
@@ -144,7 +161,8 @@ impl Forecasting {
                 by_step.push(error.f_square()?.f_mean_dim(2i64, false, Kind::Float)?);
             }
         }
-        let outcome = Outcome { prediction: Tensor::f_stack(&by_step, 1)?, target: batch.targets.shallow_clone() };
+        let outcome =
+            Outcome { prediction: Tensor::f_stack(&by_step, 1)?, target: batch.targets.shallow_clone() };
         Ok(StepOutput { loss_sum, sums, outcome: Some(outcome) })
     }
 
@@ -165,7 +183,8 @@ impl Evaluator for StepErrors {
     /// `prediction` is `[batch, network and baselines, horizon]`: squared errors.
     fn add(&mut self, samples: &[usize], outcome: &Outcome) -> Result<()> {
         // One read for each batch that is looked at, of a few numbers.
-        let sums = outcome.prediction.f_sum_dim_intlist(0i64, false, Kind::Double)?.f_to_device(Device::Cpu)?;
+        let sums =
+            outcome.prediction.f_sum_dim_intlist(0i64, false, Kind::Double)?.f_to_device(Device::Cpu)?;
         for (all, new) in self.sums.iter_mut().zip(Vec::<Vec<f64>>::try_from(sums)?) {
             all.iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
         }

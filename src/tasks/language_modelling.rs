@@ -32,7 +32,12 @@ pub struct LanguageModelling {
 
 impl LanguageModelling {
     /// Puts the parts together.
-    pub fn new(parameters: Parameters, network: LanguageModel, label_smoothing: f64, characters: Tensor) -> Result<Self> {
+    pub fn new(
+        parameters: Parameters,
+        network: LanguageModel,
+        label_smoothing: f64,
+        characters: Tensor,
+    ) -> Result<Self> {
         let characters = characters.f_to_device(parameters.device())?;
         Ok(Self { parameters, network, label_smoothing, carried: None, evaluated: None, characters })
     }
@@ -61,14 +66,24 @@ impl LanguageModelling {
         let logits = logits.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
         let targets = batch.targets.f_flatten(0, 1)?;
         let loss_sum = logits
-            .f_cross_entropy_loss::<Tensor>(&targets, None, Reduction::Sum, crate::data::sequences::NO_TARGET, smoothing)
+            .f_cross_entropy_loss::<Tensor>(
+                &targets,
+                None,
+                Reduction::Sum,
+                crate::data::sequences::NO_TARGET,
+                smoothing,
+            )
             .context("computing the cross-entropy")?;
         let outcome = match mode {
             Mode::Train => None,
             Mode::Evaluate => {
                 // Places without a target count no characters.
                 let there = targets.f_ge(0)?;
-                let characters = self.characters.f_index_select(0, &targets.f_clamp_min(0)?)?.f_mul(&there)?.f_sum(Kind::Double)?;
+                let characters = self
+                    .characters
+                    .f_index_select(0, &targets.f_clamp_min(0)?)?
+                    .f_mul(&there)?
+                    .f_sum(Kind::Double)?;
                 let totals = Tensor::f_stack(&[loss_sum.f_to_kind(Kind::Double)?, characters], 0)?;
                 Some(Outcome { prediction: totals, target: Tensor::f_from_slice(&[batch.count])? })
             }
@@ -83,7 +98,8 @@ impl LanguageModelling {
 
     /// What a resumed run goes on from.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let named = |(number, tensor): (usize, &Tensor)| (format!("{CARRIED}{number}"), tensor.shallow_clone());
+        let named =
+            |(number, tensor): (usize, &Tensor)| (format!("{CARRIED}{number}"), tensor.shallow_clone());
         self.carried.iter().flatten().enumerate().map(named).collect()
     }
 
@@ -97,11 +113,17 @@ impl LanguageModelling {
             return Ok(());
         }
         state.sort_by(|a, b| a.0.cmp(&b.0));
-        if state.len() != self.network.recurrent().state_tensors() || !state.iter().all(|(name, _)| name.starts_with(CARRIED)) {
-            bail_input!("the checkpoint carries {} tensors of state, which is not what this network carries", state.len());
+        if state.len() != self.network.recurrent().state_tensors()
+            || !state.iter().all(|(name, _)| name.starts_with(CARRIED))
+        {
+            bail_input!(
+                "the checkpoint carries {} tensors of state, which is not what this network carries",
+                state.len()
+            );
         }
         let device = self.parameters.device();
-        self.carried = Some(state.into_iter().map(|(_, tensor)| tensor.f_to_device(device)).collect::<Result<_, _>>()?);
+        self.carried =
+            Some(state.into_iter().map(|(_, tensor)| tensor.f_to_device(device)).collect::<Result<_, _>>()?);
         Ok(())
     }
 }

@@ -87,9 +87,9 @@ impl Task for SequenceTask {
         match (self, state.first()) {
             (Self::Lm(task), _) => task.load_state(state),
             (_, None) => Ok(()),
-            (_, Some((name, _))) => {
-                Err(crate::bad_input!("the checkpoint carries the state `{name}`, which this task does not have"))
-            }
+            (_, Some((name, _))) => Err(crate::bad_input!(
+                "the checkpoint carries the state `{name}`, which this task does not have"
+            )),
         }
     }
 }

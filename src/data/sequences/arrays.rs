@@ -26,8 +26,9 @@ pub fn read(path: &Path) -> Result<Option<Parts>> {
             for letter in ["x", "y"] {
                 let file = path.join(format!("{letter}_{part}.npy"));
                 if file.is_file() {
-                    let tensor = Tensor::read_npy(&file)
-                        .map_err(|error| crate::bad_input!("{} is no NumPy array that can be read: {error}", file.display()))?;
+                    let tensor = Tensor::read_npy(&file).map_err(|error| {
+                        crate::bad_input!("{} is no NumPy array that can be read: {error}", file.display())
+                    })?;
                     tensors.insert(format!("{letter}_{part}"), tensor);
                 }
             }
@@ -38,7 +39,10 @@ pub fn read(path: &Path) -> Result<Option<Parts>> {
     };
     let part = |names: [&str; 2]| -> Result<Option<RawSequences>> {
         let named = |letter: &str| {
-            names.iter().map(|name| format!("{letter}{name}")).find_map(|name| tensors.get(&name).map(|tensor| (name, tensor)))
+            names
+                .iter()
+                .map(|name| format!("{letter}{name}"))
+                .find_map(|name| tensors.get(&name).map(|tensor| (name, tensor)))
         };
         match (named("x"), named("y")) {
             (Some((x_name, x)), Some((_, y))) => sequences(path, &x_name, x, y).map(Some),
@@ -51,7 +55,11 @@ pub fn read(path: &Path) -> Result<Option<Parts>> {
 
 fn sequences(path: &Path, name: &str, x: &Tensor, y: &Tensor) -> Result<RawSequences> {
     let [count, steps, features] = x.size()[..] else {
-        bail_input!("{}: {name} has {} dimensions, where [sequence, step, feature] is wanted", path.display(), x.dim());
+        bail_input!(
+            "{}: {name} has {} dimensions, where [sequence, step, feature] is wanted",
+            path.display(),
+            x.dim()
+        );
     };
     if y.size() != [count] {
         bail_input!("{}: {name} has {count} sequences, but there are labels {:?}", path.display(), y.size());
@@ -67,8 +75,12 @@ fn sequences(path: &Path, name: &str, x: &Tensor, y: &Tensor) -> Result<RawSeque
     let each = (steps * features) as usize;
     Ok(RawSequences {
         features: features as usize,
-        values: (0..count as usize).map(|sequence| all[sequence * each..(sequence + 1) * each].to_vec()).collect(),
+        values: (0..count as usize)
+            .map(|sequence| all[sequence * each..(sequence + 1) * each].to_vec())
+            .collect(),
         labels: labels.iter().map(i64::to_string).collect(),
-        origins: (0..count).map(|sequence| format!("{}, sequence {sequence} of {name}", path.display())).collect(),
+        origins: (0..count)
+            .map(|sequence| format!("{}, sequence {sequence} of {name}", path.display()))
+            .collect(),
     })
 }

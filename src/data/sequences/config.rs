@@ -140,12 +140,24 @@ impl SequenceDataConfig {
     /// Checks what can be checked before files are opened.
     pub fn validate(&self) -> Result<()> {
         match (self.format.as_str(), &self.path) {
-            ("auto", None) => bail_input!("there are no data: give --data PATH, or the name of a compiled-in set ({SHAKESPEARE_MINI}, {SYNTHETIC})"),
+            ("auto", None) => bail_input!(
+                "there are no data: give --data PATH, or the name of a compiled-in set ({SHAKESPEARE_MINI}, {SYNTHETIC})"
+            ),
             ("auto", Some(_)) | (SHAKESPEARE_MINI | SYNTHETIC, None) => {}
-            (SHAKESPEARE_MINI | SYNTHETIC, Some(_)) => bail_input!("data.format is {}, which is compiled in: leave data.path out", self.format),
-            (other, _) => bail_input!("data.format: there is no `{other}` (known: auto, {SHAKESPEARE_MINI}, {SYNTHETIC})"),
+            (SHAKESPEARE_MINI | SYNTHETIC, Some(_)) => {
+                bail_input!("data.format is {}, which is compiled in: leave data.path out", self.format)
+            }
+            (other, _) => bail_input!(
+                "data.format: there is no `{other}` (known: auto, {SHAKESPEARE_MINI}, {SYNTHETIC})"
+            ),
         }
-        for (key, value) in [("window", self.window), ("input", self.input), ("horizon", self.horizon), ("season", self.season), ("stride", self.stride)] {
+        for (key, value) in [
+            ("window", self.window),
+            ("input", self.input),
+            ("horizon", self.horizon),
+            ("season", self.season),
+            ("stride", self.stride),
+        ] {
             if value == 0 {
                 bail_input!("data.{key} is 0: it must be at least 1");
             }
@@ -165,7 +177,11 @@ impl SequenceDataConfig {
             bail_input!("data.split must be three numbers of rows or shares, the first above 0");
         }
         if self.season > self.input {
-            bail_input!("data.season is {}, but a window has {} steps: the seasonal baseline repeats the last season of it", self.season, self.input);
+            bail_input!(
+                "data.season is {}, but a window has {} steps: the seasonal baseline repeats the last season of it",
+                self.season,
+                self.input
+            );
         }
         self.tokenizer.validate()
     }

@@ -14,7 +14,8 @@ use crate::data::fingerprint::Fingerprint;
 use crate::data::order::{Sampler, hold_out};
 use crate::data::table::is_missing;
 use crate::data::text::{
-    EncodeOptions, EncodedTexts, LabelSet, LengthBuckets, TextForm, TextInput, TextTable, TextTokenizer, pad, read_rows,
+    EncodeOptions, EncodedTexts, LabelSet, LengthBuckets, TextForm, TextInput, TextTable, TextTokenizer, pad,
+    read_rows,
 };
 use crate::data::{Batching, Splits};
 use crate::{bad_input, bail_input, files};
@@ -39,7 +40,9 @@ impl Targets {
     fn of(&self, samples: &[usize]) -> Self {
         match self {
             Self::One(classes) => Self::One(samples.iter().map(|&sample| classes[sample]).collect()),
-            Self::Several(sets) => Self::Several(samples.iter().map(|&sample| sets[sample].clone()).collect()),
+            Self::Several(sets) => {
+                Self::Several(samples.iter().map(|&sample| sets[sample].clone()).collect())
+            }
         }
     }
 }
@@ -121,7 +124,13 @@ pub struct RawSequences {
 
 impl LabelledSequences {
     /// Encoded texts. `pad` fills them up.
-    pub fn of_texts(texts: EncodedTexts, origins: Vec<String>, targets: Targets, classes: usize, pad: i64) -> Self {
+    pub fn of_texts(
+        texts: EncodedTexts,
+        origins: Vec<String>,
+        targets: Targets,
+        classes: usize,
+        pad: i64,
+    ) -> Self {
         let chosen = (0..texts.len()).collect();
         Self::new(Content::Tokens(texts), chosen, targets, classes, origins, pad)
     }
@@ -138,9 +147,23 @@ impl LabelledSequences {
         Self::new(Content::Numbers { values, ends, features }, chosen, targets, classes, raw.origins, 0)
     }
 
-    fn new(content: Content, chosen: Vec<usize>, targets: Targets, classes: usize, origins: Vec<String>, pad: i64) -> Self {
-        let mut made =
-            Self { content: Arc::new(content), chosen, targets, classes, lengths: Arc::from([]), origins: Arc::new(origins), pad };
+    fn new(
+        content: Content,
+        chosen: Vec<usize>,
+        targets: Targets,
+        classes: usize,
+        origins: Vec<String>,
+        pad: i64,
+    ) -> Self {
+        let mut made = Self {
+            content: Arc::new(content),
+            chosen,
+            targets,
+            classes,
+            lengths: Arc::from([]),
+            origins: Arc::new(origins),
+            pad,
+        };
         made.lengths = made.chosen.iter().map(|&sequence| made.content.length(sequence) as u32).collect();
         made
     }
@@ -185,19 +208,24 @@ impl LabelledSequences {
     pub fn sampler(&self, wanted: Batching) -> Option<Arc<dyn Sampler>> {
         let Batching { batch_size, seed, train } = wanted;
         let equal = self.lengths.windows(2).all(|pair| pair[0] == pair[1]);
-        (!equal).then(|| Arc::new(LengthBuckets { lengths: self.lengths.clone(), batch_size, seed, shuffled: train }) as Arc<dyn Sampler>)
+        (!equal).then(|| {
+            Arc::new(LengthBuckets { lengths: self.lengths.clone(), batch_size, seed, shuffled: train })
+                as Arc<dyn Sampler>
+        })
     }
 
     /// Some of them as tensors.
     pub fn batch(&self, samples: &[usize]) -> Result<SequenceBatch> {
         let (inputs, lengths) = match &*self.content {
             Content::Tokens(texts) => {
-                let sequences: Vec<Vec<i64>> = samples.iter().map(|&sample| texts.ids(self.chosen[sample])).collect();
+                let sequences: Vec<Vec<i64>> =
+                    samples.iter().map(|&sample| texts.ids(self.chosen[sample])).collect();
                 let padded = pad(&sequences, self.pad)?;
                 (padded.ids, padded.lengths)
             }
             Content::Numbers { values, features, .. } => {
-                let lengths: Vec<i64> = samples.iter().map(|&sample| i64::from(self.lengths[sample])).collect();
+                let lengths: Vec<i64> =
+                    samples.iter().map(|&sample| i64::from(self.lengths[sample])).collect();
                 let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
                 let mut all = Vec::with_capacity(samples.len() * longest * features);
                 for &sample in samples {
@@ -253,7 +281,9 @@ impl Content {
     fn range(&self, sequence: usize) -> (usize, usize) {
         match self {
             Self::Tokens(texts) => (0, texts.length(sequence)),
-            Self::Numbers { ends, .. } => (if sequence == 0 { 0 } else { ends[sequence - 1] }, ends[sequence]),
+            Self::Numbers { ends, .. } => {
+                (if sequence == 0 { 0 } else { ends[sequence - 1] }, ends[sequence])
+            }
         }
     }
 
@@ -272,7 +302,10 @@ pub fn open_labelled(config: &SequenceDataConfig, seed: u64) -> Result<OpenedSeq
         return numbers(config, seed, synthetic(2000, 7)?, None, Some(synthetic(500, 8)?));
     }
     let Some(path) = &config.path else {
-        bail_input!("data.format `{}` is a text for language models: give --data PATH with labelled sequences, or --data {SYNTHETIC}", config.format);
+        bail_input!(
+            "data.format `{}` is a text for language models: give --data PATH with labelled sequences, or --data {SYNTHETIC}",
+            config.format
+        );
     };
     if let Some([train, validation, test]) = arrays::read(path)? {
         let Some(train) = train else { bail_input!("{} has no x and y to train on", path.display()) };
@@ -281,7 +314,8 @@ pub fn open_labelled(config: &SequenceDataConfig, seed: u64) -> Result<OpenedSeq
     if let Some(id) = &config.id {
         let read = |path: &Path| long_table(path, id, config);
         let (train, validation, test) = parts(path, config)?;
-        let (validation, test) = (validation.as_deref().map(read).transpose()?, test.as_deref().map(read).transpose()?);
+        let (validation, test) =
+            (validation.as_deref().map(read).transpose()?, test.as_deref().map(read).transpose()?);
         return numbers(config, seed, read(&train)?, validation, test);
     }
     if path.is_dir() && find(path, &["train"])?.is_none() {
@@ -318,7 +352,8 @@ fn find(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>> {
     if !folder.exists() {
         bail_input!("{} does not exist", folder.display());
     }
-    let candidates = names.iter().flat_map(|name| ENDS.iter().map(move |end| folder.join(format!("{name}.{end}"))));
+    let candidates =
+        names.iter().flat_map(|name| ENDS.iter().map(move |end| folder.join(format!("{name}.{end}"))));
     Ok(candidates.into_iter().find(|path| path.is_file()))
 }
 
@@ -346,7 +381,8 @@ fn texts(config: &SequenceDataConfig, seed: u64, path: &Path) -> Result<OpenedSe
             }
         }))?,
     };
-    let chosen = |table: &TextTable| -> Vec<String> { table.rows.iter().map(|row| row.text(0).to_owned()).collect() };
+    let chosen =
+        |table: &TextTable| -> Vec<String> { table.rows.iter().map(|row| row.text(0).to_owned()).collect() };
     let tokenizer = match config.kept_tokenizer() {
         Some(kept) => TextTokenizer::open(&kept)?,
         None => TextTokenizer::train(&config.tokenizer, train.rows.iter().map(|row| row.text(0)))?,
@@ -356,22 +392,38 @@ fn texts(config: &SequenceDataConfig, seed: u64, path: &Path) -> Result<OpenedSe
             true => Targets::Several(labels.sets_of(table, 1)?),
             false => Targets::One(labels.numbers_of(table, 1)?),
         };
-        let encoded = encode_texts(&tokenizer, &chosen(table), config.max_length).map_err(|error| table.blame(error))?;
+        let encoded = encode_texts(&tokenizer, &chosen(table), config.max_length)
+            .map_err(|error| table.blame(error))?;
         if let Some(empty) = (0..encoded.len()).find(|&text| encoded.length(text) == 0) {
             bail_input!("{}: nothing is left of the text once it is tokenised", table.place(empty));
         }
         let origins = chosen(table);
-        Ok(LabelledSequences::of_texts(encoded, origins, targets, labels.names().len(), tokenizer.special().pad.unwrap_or(0)))
+        Ok(LabelledSequences::of_texts(
+            encoded,
+            origins,
+            targets,
+            labels.names().len(),
+            tokenizer.special().pad.unwrap_or(0),
+        ))
     };
     let train = encode(&train)?;
     let validation = validation.as_ref().map(encode).transpose()?;
     let test = test.as_ref().map(encode).transpose()?;
     let splits = held_out(train, validation, test, config.val_fraction, seed)?;
-    Ok(OpenedSequences { splits, classes: labels.names().to_vec(), tokenizer: Some(tokenizer), standards: None })
+    Ok(OpenedSequences {
+        splits,
+        classes: labels.names().to_vec(),
+        tokenizer: Some(tokenizer),
+        standards: None,
+    })
 }
 
 /// Encodes texts as they are classified: without special tokens, cut at their end.
-pub fn encode_texts(tokenizer: &TextTokenizer, texts: &[String], max_length: Option<usize>) -> Result<EncodedTexts> {
+pub fn encode_texts(
+    tokenizer: &TextTokenizer,
+    texts: &[String],
+    max_length: Option<usize>,
+) -> Result<EncodedTexts> {
     let inputs: Vec<TextInput<'_>> = texts.iter().map(|text| TextInput::single(text)).collect();
     tokenizer.encode_all(&inputs, EncodeOptions { special_tokens: false, max_length })
 }
@@ -411,8 +463,12 @@ fn numbers(
         None => LabelSet::collect(train.labels.iter().map(String::as_str))?,
     };
     let standards = match (&config.mean, &config.std) {
-        (Some(mean), Some(std)) if mean.len() == features && std.len() == features => (mean.clone(), std.clone()),
-        (Some(mean), _) => bail_input!("data.mean has {} numbers, but steps have {features} features", mean.len()),
+        (Some(mean), Some(std)) if mean.len() == features && std.len() == features => {
+            (mean.clone(), std.clone())
+        }
+        (Some(mean), _) => {
+            bail_input!("data.mean has {} numbers, but steps have {features} features", mean.len())
+        }
         _ => standards_of(&train.values, features),
     };
     let make = |mut raw: RawSequences| -> Result<LabelledSequences> {
@@ -442,7 +498,12 @@ fn numbers(
     let test = test.map(make).transpose()?;
     let splits = held_out(make(train)?, validation, test, config.val_fraction, seed)?;
     let (mean, std) = standards;
-    Ok(OpenedSequences { splits, classes: labels.names().to_vec(), tokenizer: None, standards: Some((features, mean, std)) })
+    Ok(OpenedSequences {
+        splits,
+        classes: labels.names().to_vec(),
+        tokenizer: None,
+        standards: Some((features, mean, std)),
+    })
 }
 
 /// Mean and population standard deviation of each feature over all steps; 1 for a feature that never changes.
@@ -483,7 +544,8 @@ pub(super) fn column_names(path: &Path) -> Result<Vec<String>> {
     std::io::BufReader::new(open_bytes(path)?)
         .read_until(b'\n', &mut line)
         .map_err(|error| files::cannot_read(path, &error))?;
-    let delimiter = if TextForm::default().of(path) == crate::data::text::TextFormat::Tsv { b'\t' } else { b',' };
+    let delimiter =
+        if TextForm::default().of(path) == crate::data::text::TextFormat::Tsv { b'\t' } else { b',' };
     let (fields, _) = Dialect { delimiter, quoted: true }.line(&line, 0);
     if line.is_empty() {
         bail_input!("{} is empty", path.display());
@@ -544,7 +606,11 @@ fn class_folders(path: &Path) -> Result<RawSequences> {
             }
             let (features, values) = sequence_of_table(&file)?;
             if raw.features != 0 && raw.features != features {
-                bail_input!("{} has {features} columns, but the files before have {}", file.display(), raw.features);
+                bail_input!(
+                    "{} has {features} columns, but the files before have {}",
+                    file.display(),
+                    raw.features
+                );
             }
             raw.features = features;
             raw.values.push(values);
@@ -579,7 +645,11 @@ fn sequence_of_table(path: &Path) -> Result<(usize, Vec<f32>)> {
 ///
 /// # Errors
 /// As for training; another number of features than the model was trained on.
-pub fn sequences_of_table(paths: &[PathBuf], config: &SequenceDataConfig, features: usize) -> Result<Vec<(String, Tensor)>> {
+pub fn sequences_of_table(
+    paths: &[PathBuf],
+    config: &SequenceDataConfig,
+    features: usize,
+) -> Result<Vec<(String, Tensor)>> {
     let mut found = Vec::new();
     for path in paths {
         let (count, values) = sequence_of_table(path)?;
@@ -594,7 +664,10 @@ pub fn sequences_of_table(paths: &[PathBuf], config: &SequenceDataConfig, featur
     };
     let scaled = |values: &[f32]| -> Vec<f32> {
         let step = values.iter().enumerate();
-        step.map(|(place, &value)| ((f64::from(value) - mean[place % features]) / std[place % features]) as f32).collect()
+        step.map(|(place, &value)| {
+            ((f64::from(value) - mean[place % features]) / std[place % features]) as f32
+        })
+        .collect()
     };
     found
         .into_iter()

@@ -85,7 +85,8 @@ impl SeriesTable {
             Some(targets) => targets.clone(),
             None => names.iter().filter(|name| other(name)).cloned().collect(),
         };
-        for (key, wanted) in [("targets", &targets), ("observed", &config.observed), ("known", &config.known)] {
+        for (key, wanted) in [("targets", &targets), ("observed", &config.observed), ("known", &config.known)]
+        {
             for column in wanted {
                 if !names.contains(column) {
                     bail_input!(
@@ -100,7 +101,8 @@ impl SeriesTable {
             bail_input!("{} has no column to forecast: name one with data.targets", path.display());
         }
         let known: Vec<String> = config.known.iter().chain(&config.calendar).cloned().collect();
-        let fields = Fields { targets, observed: config.observed.clone(), known, calendar: config.calendar.len() };
+        let fields =
+            Fields { targets, observed: config.observed.clone(), known, calendar: config.calendar.len() };
         let in_file: Vec<&str> = fields.in_file().collect();
         let columns: Vec<&str> = in_file.iter().copied().chain(time.as_deref()).collect();
         let form = TextForm {
@@ -133,7 +135,8 @@ impl SeriesTable {
     /// Standardised rows as `[rows, columns]` float32 numbers.
     fn scaled(&self, mean: &[f64], std: &[f64]) -> Vec<f32> {
         let columns = self.fields.count();
-        let scaled = |(place, &value): (usize, &f64)| ((value - mean[place % columns]) / std[place % columns]) as f32;
+        let scaled =
+            |(place, &value): (usize, &f64)| ((value - mean[place % columns]) / std[place % columns]) as f32;
         self.values.iter().enumerate().map(scaled).collect()
     }
 }
@@ -210,7 +213,8 @@ impl SeriesWindows {
 
     /// Some of them as tensors; with baselines where they are looked at.
     pub fn batch(&self, samples: &[usize], train: bool) -> Result<SeriesBatch> {
-        let (columns, targets, known) = (self.fields.count(), self.fields.targets.len(), self.fields.known.len());
+        let (columns, targets, known) =
+            (self.fields.count(), self.fields.targets.len(), self.fields.known.len());
         let (mut window, mut future, mut after) = (Vec::new(), Vec::new(), Vec::new());
         for &sample in samples {
             let start = self.first + sample * self.stride;
@@ -261,7 +265,8 @@ impl SeriesWindows {
     /// What tells these windows from others.
     pub fn take_print(&self, print: &mut Fingerprint) {
         let columns = self.fields.count();
-        let rows = if self.count == 0 { 0 } else { (self.count - 1) * self.stride + self.input + self.horizon };
+        let rows =
+            if self.count == 0 { 0 } else { (self.count - 1) * self.stride + self.input + self.horizon };
         let values = &self.values[self.first * columns..(self.first + rows) * columns];
         print.add(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
     }
@@ -296,8 +301,12 @@ pub fn open_series(config: &SequenceDataConfig) -> Result<OpenedSeries> {
         );
     }
     let standards = match (&config.mean, &config.std) {
-        (Some(mean), Some(std)) if mean.len() == columns && std.len() == columns => (mean.clone(), std.clone()),
-        (Some(mean), _) => bail_input!("data.mean has {} numbers, but there are {columns} columns", mean.len()),
+        (Some(mean), Some(std)) if mean.len() == columns && std.len() == columns => {
+            (mean.clone(), std.clone())
+        }
+        (Some(mean), _) => {
+            bail_input!("data.mean has {} numbers, but there are {columns} columns", mean.len())
+        }
         _ => standards_of(&table, rows[0]),
     };
     let values = Arc::new(table.scaled(&standards.0, &standards.1));
@@ -321,7 +330,10 @@ pub fn open_series(config: &SequenceDataConfig) -> Result<OpenedSeries> {
             return Ok(None);
         }
         if count < horizon {
-            bail_input!("the {what} part of {} has {count} rows, but {horizon} are to be forecast", table.name);
+            bail_input!(
+                "the {what} part of {} has {count} rows, but {horizon} are to be forecast",
+                table.name
+            );
         }
         Ok(Some(part(from - input, from + count, config.stride)))
     };
@@ -338,7 +350,8 @@ pub fn open_series(config: &SequenceDataConfig) -> Result<OpenedSeries> {
 fn parts(config: &SequenceDataConfig, rows: usize, name: &str) -> Result<[usize; 3]> {
     let split = config.split;
     if split.iter().all(|part| *part <= 1.0) {
-        let [train, validation, _] = split.map(|part| (rows as f64 * part / split.iter().sum::<f64>()).round() as usize);
+        let [train, validation, _] =
+            split.map(|part| (rows as f64 * part / split.iter().sum::<f64>()).round() as usize);
         let test = if split[2] == 0.0 { 0 } else { rows - train - validation };
         return Ok([train, validation.min(rows - train), test]);
     }
@@ -381,14 +394,17 @@ fn fit(values: &[f32], fields: &Fields, rows: usize, input: usize, horizon: usiz
     let mut xy = Tensor::f_zeros([input, horizon], options)?;
     let count = windows.size()[0];
     for start in (0..count).step_by(AT_A_TIME) {
-        let block = windows.f_narrow(0, start, (count - start).min(AT_A_TIME as i64))?.f_reshape([-1, input + horizon])?;
+        let block = windows
+            .f_narrow(0, start, (count - start).min(AT_A_TIME as i64))?
+            .f_reshape([-1, input + horizon])?;
         let block = &block - block.f_narrow(1, input - 1, 1)?;
         let (x, y) = (block.f_narrow(1, 0, input)?, block.f_narrow(1, input, horizon)?);
         xx += x.f_transpose(0, 1)?.f_matmul(&x)?;
         xy += x.f_transpose(0, 1)?.f_matmul(&y)?;
     }
     let diagonal = xx.f_diagonal(0, 0, 1)?.f_mean(Kind::Double)?.f_double_value(&[])?;
-    let ridge = Tensor::f_eye(input, options)? * (RIDGE * diagonal.max(f64::MIN_POSITIVE) + f64::MIN_POSITIVE.sqrt());
+    let ridge =
+        Tensor::f_eye(input, options)? * (RIDGE * diagonal.max(f64::MIN_POSITIVE) + f64::MIN_POSITIVE.sqrt());
     let (weight, _) = Tensor::f_linalg_solve_ex(&(xx + ridge), &xy, true, false)
         .map(|(weight, info)| (weight, info))
         .context("fitting the linear baseline")?;
@@ -409,7 +425,8 @@ mod tests {
     fn table() -> String {
         let mut text = "date,a,b\n".to_owned();
         for day in 0..40 {
-            let date = jiff::civil::date(2020, 1, 1).checked_add(jiff::Span::new().days(day)).unwrap_or_default();
+            let date =
+                jiff::civil::date(2020, 1, 1).checked_add(jiff::Span::new().days(day)).unwrap_or_default();
             text.push_str(&format!("{date},{},{}\n", day, (day % 2) * 10));
         }
         text
@@ -423,7 +440,11 @@ mod tests {
         let opened = open_series(&config)?;
         assert_eq!(opened.fields.targets, ["a", "b"]);
         let (mean, std) = &opened.standards;
-        assert_eq!((mean[0], mean[2], std[2]), (9.5, 0.0, 1.0), "of the training part, the calendar as it is");
+        assert_eq!(
+            (mean[0], mean[2], std[2]),
+            (9.5, 0.0, 1.0),
+            "of the training part, the calendar as it is"
+        );
         let test = opened.splits.test.as_ref().map(|test| (test.len(), test.batch(&[0], false)));
         let (count, batch) = test.context("no test part")?;
         assert_eq!((opened.splits.train.len(), count), (15, 9));
@@ -432,12 +453,17 @@ mod tests {
         assert!((day(0) - 30.0).abs() < 1e-4, "the first forecast is the first row of the part: {}", day(0));
         let baselines = batch.baselines.context("no baselines")?;
         let said = |baseline: i64, step: i64, target: i64| {
-            baselines.double_value(&[baseline, 0, step, target]) * std[target as usize] + mean[target as usize]
+            baselines.double_value(&[baseline, 0, step, target]) * std[target as usize]
+                + mean[target as usize]
         };
         assert!((said(0, 1, 0) - 29.0).abs() < 1e-4);
         assert!((said(1, 0, 0) - 28.0).abs() < 1e-4 && (said(1, 1, 1) - 10.0).abs() < 1e-4);
         // Both series go on linearly in their windows.
-        assert!((said(2, 1, 0) - 31.0).abs() < 0.05 && (said(2, 1, 1) - 10.0).abs() < 0.05, "{}", said(2, 1, 0));
+        assert!(
+            (said(2, 1, 0) - 31.0).abs() < 0.05 && (said(2, 1, 1) - 10.0).abs() < 0.05,
+            "{}",
+            said(2, 1, 0)
+        );
         Ok(())
     }
 

@@ -48,7 +48,11 @@ pub struct StreamBatch {
 impl StreamBatch {
     /// The same on another device.
     pub fn to_device(self, device: Device) -> Result<Self> {
-        Ok(Self { tokens: self.tokens.f_to_device(device)?, targets: self.targets.f_to_device(device)?, ..self })
+        Ok(Self {
+            tokens: self.tokens.f_to_device(device)?,
+            targets: self.targets.f_to_device(device)?,
+            ..self
+        })
     }
 }
 
@@ -157,17 +161,26 @@ pub fn stream_tokenizer(config: &SequenceDataConfig) -> Result<TextTokenizer> {
     let text = match (&config.path, config.format == SHAKESPEARE_MINI) {
         (Some(path), false) => {
             let mut bytes = Vec::new();
-            open_bytes(path)?.read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+            open_bytes(path)?
+                .read_to_end(&mut bytes)
+                .with_context(|| format!("reading {}", path.display()))?;
             String::from_utf8(bytes).map_err(|error| {
                 let at = error.utf8_error().valid_up_to();
                 let line = 1 + memchr::memchr_iter(b'\n', &error.as_bytes()[..at]).count();
-                crate::bad_input!("{}, line {line}: byte 0x{:02x} is not UTF-8: save the file as UTF-8", path.display(), error.as_bytes()[at])
+                crate::bad_input!(
+                    "{}, line {line}: byte 0x{:02x} is not UTF-8: save the file as UTF-8",
+                    path.display(),
+                    error.as_bytes()[at]
+                )
             })?
         }
         _ => embedded_text()?,
     };
     if text.trim().is_empty() {
-        bail_input!("{} holds no text", config.path.as_ref().map_or("the text".to_owned(), |path| path.display().to_string()));
+        bail_input!(
+            "{} holds no text",
+            config.path.as_ref().map_or("the text".to_owned(), |path| path.display().to_string())
+        );
     }
     TextTokenizer::train(&config.tokenizer, text.split_inclusive('\n'))
 }
@@ -186,7 +199,9 @@ pub fn open_text(config: &SequenceDataConfig, streams: usize, eval_streams: usiz
                     .iter()
                     .map(|name| path.join(name))
                     .find(|file| file.is_file())
-                    .ok_or_else(|| crate::bad_input!("{} has no train.txt or input.txt: name the file", path.display()))?,
+                    .ok_or_else(|| {
+                        crate::bad_input!("{} has no train.txt or input.txt: name the file", path.display())
+                    })?,
                 false => path.clone(),
             };
             encode(&file)?
@@ -198,12 +213,17 @@ pub fn open_text(config: &SequenceDataConfig, streams: usize, eval_streams: usiz
     }
     let validation = config.validation.as_deref().map(encode).transpose()?;
     let test = config.test.as_deref().map(encode).transpose()?;
-    let share = |fraction: f64, given: bool| if given { 0 } else { (whole.len() as f64 * fraction).round() as usize };
+    let share =
+        |fraction: f64, given: bool| if given { 0 } else { (whole.len() as f64 * fraction).round() as usize };
     let for_test = share(config.test_fraction, test.is_some());
     // As in `data[:int(0.9 * len(data))]`: what is left of the last token is learned from no more.
     let for_validation = match validation {
         Some(_) => 0,
-        None => whole.len() - for_test - (whole.len() as f64 * (1.0 - config.val_fraction - config.test_fraction)) as usize,
+        None => {
+            whole.len()
+                - for_test
+                - (whole.len() as f64 * (1.0 - config.val_fraction - config.test_fraction)) as usize
+        }
     };
     let for_validation = if config.val_fraction == 0.0 { 0 } else { for_validation };
     let train_end = whole.len() - for_validation - for_test;
@@ -247,7 +267,8 @@ mod tests {
             for number in 0..plan.batches() {
                 let batch = data.batch(plan.batch(number))?;
                 assert_eq!(batch.begins, number == 0);
-                let (from, to) = (Vec::<Vec<i64>>::try_from(&batch.tokens)?, Vec::<Vec<i64>>::try_from(&batch.targets)?);
+                let (from, to) =
+                    (Vec::<Vec<i64>>::try_from(&batch.tokens)?, Vec::<Vec<i64>>::try_from(&batch.targets)?);
                 let pairs = from.concat().into_iter().zip(to.concat());
                 let there: Vec<(i64, i64)> = pairs.filter(|(_, target)| *target != NO_TARGET).collect();
                 assert_eq!(there.len() as f64, batch.count);

@@ -52,7 +52,10 @@ impl TimeAxis {
         let mut moments = Vec::with_capacity(texts.len());
         for (row, text) in texts.iter().enumerate() {
             moments.push(parse(text).ok_or_else(|| {
-                bad_input!("{}: `{text}` is no time: write 2016-07-01 00:00:00, 2016-07-01 or a whole number", place(row))
+                bad_input!(
+                    "{}: `{text}` is no time: write 2016-07-01 00:00:00, 2016-07-01 or a whole number",
+                    place(row)
+                )
             })?);
         }
         let [first, second, ..] = moments[..] else {
@@ -62,7 +65,11 @@ impl TimeAxis {
             (Moment::Number(a), Moment::Number(b)) => Interval::Number(b - a),
             (Moment::Date(a), Moment::Date(b)) => {
                 let months = months_between(a, b);
-                match months > 0 && a.checked_add(months.months()).ok() == Some(b) && a.day() == b.day() && a.time() == b.time() {
+                match months > 0
+                    && a.checked_add(months.months()).ok() == Some(b)
+                    && a.day() == b.day()
+                    && a.time() == b.time()
+                {
                     true => Interval::Months(months),
                     false => Interval::Seconds(seconds_between(a, b)),
                 }
@@ -76,9 +83,14 @@ impl TimeAxis {
             let (before_text, now_text) = (texts[row - 1].trim(), texts[row].trim());
             match order(before, now) {
                 Some(std::cmp::Ordering::Less) => {}
-                Some(std::cmp::Ordering::Equal) => bail_input!("{}: the time {now_text} is there twice: keep one row", place(row)),
+                Some(std::cmp::Ordering::Equal) => {
+                    bail_input!("{}: the time {now_text} is there twice: keep one row", place(row))
+                }
                 Some(std::cmp::Ordering::Greater) => {
-                    bail_input!("{}: the time {now_text} comes after {before_text}: put the rows in order", place(row))
+                    bail_input!(
+                        "{}: the time {now_text} comes after {before_text}: put the rows in order",
+                        place(row)
+                    )
                 }
                 None => bail_input!("{}: a number and a date are times of one series", place(row)),
             }
@@ -151,7 +163,9 @@ impl TimeAxis {
 
     fn after(&self, moment: Moment, steps: i64) -> Option<Moment> {
         match (moment, self.interval) {
-            (Moment::Number(number), Interval::Number(by)) => Some(Moment::Number(number.checked_add(by.checked_mul(steps)?)?)),
+            (Moment::Number(number), Interval::Number(by)) => {
+                Some(Moment::Number(number.checked_add(by.checked_mul(steps)?)?))
+            }
             (Moment::Date(date), Interval::Seconds(by)) => {
                 date.checked_add(by.checked_mul(steps)?.seconds()).ok().map(Moment::Date)
             }
@@ -222,9 +236,18 @@ mod tests {
     #[test]
     fn uneven_times_are_told_with_their_line() {
         for (texts, words) in [
-            (&["2020-01-01", "2020-01-02", "2020-01-04"][..], "s.csv, line 4: 2020-01-04 follows 2020-01-02, but rows are 1 days apart"),
-            (&["2020-01-01", "2020-01-02", "2020-01-02"], "s.csv, line 4: the time 2020-01-02 is there twice"),
-            (&["2020-01-02", "2020-01-03", "2020-01-01"], "s.csv, line 4: the time 2020-01-01 comes after 2020-01-03"),
+            (
+                &["2020-01-01", "2020-01-02", "2020-01-04"][..],
+                "s.csv, line 4: 2020-01-04 follows 2020-01-02, but rows are 1 days apart",
+            ),
+            (
+                &["2020-01-01", "2020-01-02", "2020-01-02"],
+                "s.csv, line 4: the time 2020-01-02 is there twice",
+            ),
+            (
+                &["2020-01-02", "2020-01-03", "2020-01-01"],
+                "s.csv, line 4: the time 2020-01-01 comes after 2020-01-03",
+            ),
             (&["2020-01-02", "2020-01-01"], "s.csv, line 3: the time 2020-01-01 comes after"),
             (&["2020-01-01", "soon"], "s.csv, line 3: `soon` is no time"),
             (&["2020-01-01"], "s.csv has 1 rows"),

@@ -115,7 +115,10 @@ impl Recurrent {
         if let Some(size) = config.proj_size
             && (config.cell != Cell::Lstm || size < 1 || size >= config.hidden_size)
         {
-            bail_input!("model.projection is {size}: only an LSTM has one, to fewer features than its {} units", config.hidden_size);
+            bail_input!(
+                "model.projection is {size}: only an LSTM has one, to fewer features than its {} units",
+                config.hidden_size
+            );
         }
         let init = Init::Uniform { bound: 1.0 / (config.hidden_size as f64).sqrt() };
         let rows = config.cell.gates() * config.hidden_size;
@@ -161,7 +164,11 @@ impl Recurrent {
         let zero = each.zeros_like().to_kind(tch::Kind::Float).unsqueeze(0).unsqueeze(-1); // [1, batch, 1]
         let rows = self.config.num_layers * self.config.directions();
         let sizes = [self.config.state_size(), self.config.hidden_size];
-        sizes.iter().take(self.state_tensors()).map(|&size| zero.expand([rows, -1, size], false).contiguous()).collect()
+        sizes
+            .iter()
+            .take(self.state_tensors())
+            .map(|&size| zero.expand([rows, -1, size], false).contiguous())
+            .collect()
     }
 
     /// `[batch, steps, features]` and a state to the outputs `[batch, steps, output_size]` of the last layer and the state after the last
@@ -169,7 +176,9 @@ impl Recurrent {
     pub fn forward(&self, input: &Tensor, state: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
         let weights = self.weights_of_pass(train);
         let (output, state) = if self.config.variational && self.config.dropout > 0.0 && train {
-            self.layer_by_layer(input, state, &weights, |x, state, weights| self.fused(x, state, weights, 1, 0.0, train))
+            self.layer_by_layer(input, state, &weights, |x, state, weights| {
+                self.fused(x, state, weights, 1, 0.0, train)
+            })
         } else {
             self.fused(input, state, &weights, self.config.num_layers, self.config.dropout, train)
         };
@@ -179,7 +188,13 @@ impl Recurrent {
 
     /// Sequences of several lengths, filled up behind: outputs `[batch, longest, output_size]`, zeros behind the end of each, and the state
     /// after the last step of each, as with `pack_padded_sequence(enforce_sorted=False)`. `lengths` is `[batch]` int64 on the CPU.
-    pub fn forward_packed(&self, input: &Tensor, lengths: &Tensor, state: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
+    pub fn forward_packed(
+        &self,
+        input: &Tensor,
+        lengths: &Tensor,
+        state: &[Tensor],
+        train: bool,
+    ) -> (Tensor, Vec<Tensor>) {
         let weights = self.weights_of_pass(train);
         let (sorted, order) = lengths.sort(0, true);
         let back = order.argsort(0, false).to_device(input.device());
@@ -188,7 +203,8 @@ impl Recurrent {
         let state: Vec<Tensor> = state.iter().map(|tensor| tensor.index_select(1, &order)).collect();
         let run = |x: &Tensor, state: &[Tensor], weights: &[Tensor], layers: i64, dropout: f64| {
             let (data, batch_sizes) = x.internal_pack_padded_sequence(&sorted, true);
-            let (data, state) = self.fused_packed(&data, &batch_sizes, state, weights, layers, dropout, train);
+            let (data, state) =
+                self.fused_packed(&data, &batch_sizes, state, weights, layers, dropout, train);
             (Tensor::internal_pad_packed_sequence(&data, &batch_sizes, true, 0.0, -1).0, state)
         };
         let (output, state) = if self.config.variational && self.config.dropout > 0.0 && train {
@@ -222,7 +238,10 @@ impl Recurrent {
         let mut x = input.shallow_clone();
         let mut states: Vec<Vec<Tensor>> = state.iter().map(|_| Vec::new()).collect();
         for layer in 0..self.config.num_layers {
-            let own: Vec<Tensor> = state.iter().map(|tensor| tensor.narrow(0, layer * directions, directions).contiguous()).collect();
+            let own: Vec<Tensor> = state
+                .iter()
+                .map(|tensor| tensor.narrow(0, layer * directions, directions).contiguous())
+                .collect();
             let first = layer as usize * per_layer;
             let (output, after) = run(&x, &own, &weights[first..first + per_layer]);
             for (all, tensor) in states.iter_mut().zip(after) {
@@ -236,7 +255,15 @@ impl Recurrent {
         (x, states.iter().map(|tensors| Tensor::cat(tensors, 0)).collect())
     }
 
-    fn fused(&self, x: &Tensor, state: &[Tensor], weights: &[Tensor], layers: i64, dropout: f64, train: bool) -> (Tensor, Vec<Tensor>) {
+    fn fused(
+        &self,
+        x: &Tensor,
+        state: &[Tensor],
+        weights: &[Tensor],
+        layers: i64,
+        dropout: f64,
+        train: bool,
+    ) -> (Tensor, Vec<Tensor>) {
         let both = self.config.bidirectional;
         let one = |(output, h): (Tensor, Tensor)| (output, vec![h]);
         match self.config.cell {
@@ -265,12 +292,19 @@ impl Recurrent {
         let one = |(output, h): (Tensor, Tensor)| (output, vec![h]);
         match self.config.cell {
             Cell::Lstm => {
-                let (output, h, c) = Tensor::lstm_data(data, sizes, state, weights, true, layers, dropout, train, both);
+                let (output, h, c) =
+                    Tensor::lstm_data(data, sizes, state, weights, true, layers, dropout, train, both);
                 (output, vec![h, c])
             }
-            Cell::Gru => one(Tensor::gru_data(data, sizes, &state[0], weights, true, layers, dropout, train, both)),
-            Cell::RnnTanh => one(Tensor::rnn_tanh_data(data, sizes, &state[0], weights, true, layers, dropout, train, both)),
-            Cell::RnnRelu => one(Tensor::rnn_relu_data(data, sizes, &state[0], weights, true, layers, dropout, train, both)),
+            Cell::Gru => {
+                one(Tensor::gru_data(data, sizes, &state[0], weights, true, layers, dropout, train, both))
+            }
+            Cell::RnnTanh => one(Tensor::rnn_tanh_data(
+                data, sizes, &state[0], weights, true, layers, dropout, train, both,
+            )),
+            Cell::RnnRelu => one(Tensor::rnn_relu_data(
+                data, sizes, &state[0], weights, true, layers, dropout, train, both,
+            )),
         }
     }
 
@@ -340,7 +374,12 @@ mod tests {
     #[test]
     fn dropout_is_off_in_evaluation_and_locked_where_asked() -> Result<()> {
         for variational in [false, true] {
-            let layers = layers(RecurrentConfig { dropout: 0.5, weight_dropout: 0.3, variational, ..config(Cell::Lstm) })?;
+            let layers = layers(RecurrentConfig {
+                dropout: 0.5,
+                weight_dropout: 0.3,
+                variational,
+                ..config(Cell::Lstm)
+            })?;
             let x = Tensor::rand([2, 5, 3], (Kind::Float, Device::Cpu));
             let zero = layers.zero_state(&x);
             let run = |train| layers.forward(&x, &zero, train).0;
@@ -360,7 +399,8 @@ mod tests {
 
     #[test]
     fn projections_are_for_lstms() -> Result<()> {
-        let projected = layers(RecurrentConfig { proj_size: Some(2), bidirectional: true, ..config(Cell::Lstm) })?;
+        let projected =
+            layers(RecurrentConfig { proj_size: Some(2), bidirectional: true, ..config(Cell::Lstm) })?;
         let x = Tensor::rand([2, 5, 3], (Kind::Float, Device::Cpu));
         let (output, state) = projected.forward(&x, &projected.zero_state(&x), false);
         assert_eq!(output.size(), [2, 5, 4]);

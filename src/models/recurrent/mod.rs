@@ -5,5 +5,6 @@ mod networks;
 
 pub use layer::{Cell, Recurrent, RecurrentConfig, locked_dropout};
 pub use networks::{
-    ForecastForm, ForecastMode, ForecastOutput, Forecaster, LanguageModel, Pooling, RnnConfig, RnnGoal, SequenceClassifier,
+    ForecastForm, ForecastMode, ForecastOutput, Forecaster, LanguageModel, Pooling, RnnConfig, RnnGoal,
+    SequenceClassifier,
 };

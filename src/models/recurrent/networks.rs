@@ -150,7 +150,8 @@ impl Default for RnnConfig {
 impl RnnConfig {
     /// Checks what does not depend on the data.
     pub fn validate(&self) -> Result<()> {
-        for (key, value) in [("embedding", self.embedding), ("hidden", self.hidden), ("layers", self.layers)] {
+        for (key, value) in [("embedding", self.embedding), ("hidden", self.hidden), ("layers", self.layers)]
+        {
             if value < 1 {
                 bail_input!("model.{key} is {value}: it must be at least 1");
             }
@@ -240,7 +241,8 @@ impl LanguageModel {
             false => Init::Normal { deviation: 1.0 },
         };
         let embedding = Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, None, init)?;
-        let recurrent = Recurrent::new(&scope.child(config.name.field()), config.recurrent(config.embedding))?;
+        let recurrent =
+            Recurrent::new(&scope.child(config.name.field()), config.recurrent(config.embedding))?;
         let features = recurrent.config().output_size();
         let (output, tied_bias) = match config.tied {
             true => {
@@ -259,7 +261,8 @@ impl LanguageModel {
 
     /// Tokens `[batch, steps]` and a state to logits `[batch, steps, vocabulary]` and the state after them.
     pub fn forward(&self, tokens: &Tensor, state: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
-        let embedded = self.config.dropped(&self.embedding.forward(tokens), self.config.embedding_dropout, train);
+        let embedded =
+            self.config.dropped(&self.embedding.forward(tokens), self.config.embedding_dropout, train);
         let (outputs, state) = self.recurrent.forward(&embedded, state, train); // [batch, steps, features]
         let outputs = self.config.dropped(&outputs, self.config.output_dropout, train);
         let logits = match &self.output {
@@ -288,7 +291,8 @@ impl SequenceClassifier {
         let (embedding, inputs) = match config.vocabulary {
             Some(vocabulary) => {
                 let init = Init::Normal { deviation: 1.0 };
-                let table = Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, None, init)?;
+                let table =
+                    Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, None, init)?;
                 (Some(table), config.embedding)
             }
             None => (None, config.features.context("model.features is not known yet")?),
@@ -312,7 +316,9 @@ impl SequenceClassifier {
     /// `[batch, classes]`.
     pub fn forward(&self, input: &Tensor, lengths: &Tensor, train: bool) -> Tensor {
         let x = match &self.embedding {
-            Some(embedding) => self.config.dropped(&embedding.forward(input), self.config.embedding_dropout, train),
+            Some(embedding) => {
+                self.config.dropped(&embedding.forward(input), self.config.embedding_dropout, train)
+            }
             None => input.shallow_clone(),
         };
         let zero = self.recurrent.zero_state(&x);
