@@ -22,7 +22,8 @@ use crate::{bad_input, bail_input, files};
 
 /// The recipe of a new run: preset or file, then flags, then `--set`.
 pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
-    let name = arguments.recipe.as_deref().unwrap_or(F::DEFAULT_RECIPE);
+    let of_task = arguments.task.as_deref().map_or(F::DEFAULT_RECIPE, F::recipe_of_task);
+    let name = arguments.recipe.as_deref().unwrap_or(of_task);
     let mut value = recipe::find(name, F::presets())?;
     override_with::<F>(&mut value, arguments)?;
     typed::<F>(value, name)
@@ -38,6 +39,7 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     override_with::<F>(&mut value, arguments)?;
     let mut after = typed::<F>(value, &origin)?;
     after.attachments = Attachments::of(run);
+    F::attach(&mut after, run);
     let refused: Vec<String> =
         differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
             .into_iter()
@@ -213,7 +215,7 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        F::find_kept(&mut recipe, run);
+        F::attach(&mut recipe, run);
         F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
@@ -306,5 +308,6 @@ pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
     let mut recipe: FamilyRecipe<F> =
         recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))?;
     recipe.attachments = Attachments::of(run);
+    F::attach(&mut recipe, run);
     Ok(recipe)
 }

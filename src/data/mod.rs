@@ -17,6 +17,7 @@ pub mod language;
 pub mod loader;
 pub mod order;
 pub mod resize;
+pub mod sequences;
 pub mod table;
 pub mod text;
 pub mod translation;
@@ -101,6 +102,7 @@ pub trait Dataset: Send + Sync + 'static {
 }
 
 /// The parts of a data set.
+#[derive(Debug)]
 pub struct Splits<D> {
     /// Learned from.
     pub train: D,

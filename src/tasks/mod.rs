@@ -3,19 +3,24 @@
 pub mod calibration;
 pub mod classification;
 pub mod correlation;
+pub mod criterion;
 pub mod entities;
+pub mod forecasting;
 pub mod image_classification;
 pub mod language_model;
+pub mod language_modelling;
 pub mod masked_lm;
 pub mod multi_label;
 pub mod question_answering;
 pub mod sentence_embedding;
+pub mod sequence_classification;
+pub mod sequences;
 pub mod table_prediction;
+pub mod text_classification;
+pub mod token_classification;
 pub mod translation;
 
 use std::collections::BTreeMap;
-pub mod text_classification;
-pub mod token_classification;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

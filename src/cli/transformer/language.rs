@@ -89,13 +89,20 @@ const VALIDATION: [&str; 4] = ["validation", "val", "valid", "dev"];
 
 fn parts(config: &LanguageDataConfig) -> Result<Parts> {
     let Some(path) = &config.path else {
-        bail_input!("there is no data: give --data, a text, a JSON lines file of conversations, or a folder with a train file");
+        bail_input!(
+            "there is no data: give --data, a text, a JSON lines file of conversations, or a folder with a train file"
+        );
     };
     if !path.is_dir() {
-        return Ok(Parts { train: path.clone(), validation: config.validation.clone(), test: config.test.clone() });
+        return Ok(Parts {
+            train: path.clone(),
+            validation: config.validation.clone(),
+            test: config.test.clone(),
+        });
     }
     let find = |names: &[&str]| {
-        let candidates = names.iter().flat_map(|name| ENDINGS.iter().map(move |ending| format!("{name}.{ending}")));
+        let candidates =
+            names.iter().flat_map(|name| ENDINGS.iter().map(move |ending| format!("{name}.{ending}")));
         candidates.map(|name| path.join(name)).find(|path| path.is_file())
     };
     let Some(train) = find(&["train"]) else {
@@ -187,7 +194,11 @@ impl Family for LanguageModelling {
 
     fn validate(recipe: &LanguageRecipe) -> Result<()> {
         if recipe.model.task != TaskName::Lm {
-            bail_input!("model.task is `{}`: give --task {}", recipe.model.task.name(), recipe.model.task.name());
+            bail_input!(
+                "model.task is `{}`: give --task {}",
+                recipe.model.task.name(),
+                recipe.model.task.name()
+            );
         }
         recipe.data.validate()?;
         if let Some(name) = recipe.data.builtin.as_deref().filter(|name| *name != BUILTIN) {
@@ -214,7 +225,9 @@ impl Family for LanguageModelling {
                 (_, Some(config)) => TextTokenizer::train(config, std::iter::empty::<&str>())?,
                 (Some(pretrained), None) => TextTokenizer::open(&pretrained.folder)?,
                 (None, None) => {
-                    bail_input!("data.tokenizer says no tokenizer: give one, or a folder to start from with --init-from")
+                    bail_input!(
+                        "data.tokenizer says no tokenizer: give one, or a folder to start from with --init-from"
+                    )
                 }
             };
             recipe.attachments.add(TOKENIZER, tokenizer.to_json()?);
@@ -227,7 +240,9 @@ impl Family for LanguageModelling {
         }
         let tokenizer = open_tokenizer(recipe)?;
         let Some(config) = &mut recipe.model.config else {
-            bail_input!("model.config says no architecture: give one, or a folder to start from with --init-from");
+            bail_input!(
+                "model.config says no architecture: give one, or a folder to start from with --init-from"
+            );
         };
         let tokens = tokenizer.vocabulary_size() as i64;
         if config.vocabulary() == 0 {
@@ -254,7 +269,12 @@ impl Family for LanguageModelling {
         let other = |path: Option<&PathBuf>| -> Result<Option<Arc<LanguageData>>> {
             let Some(path) = path else { return Ok(None) };
             let tokens = tokenizer.encode_file(path)?;
-            Ok(Some(Arc::new(LanguageData::Blocks(TextBlocks::new(tokens, block, false, &path.display().to_string())?))))
+            Ok(Some(Arc::new(LanguageData::Blocks(TextBlocks::new(
+                tokens,
+                block,
+                false,
+                &path.display().to_string(),
+            )?))))
         };
         let mut validation = other(found.as_ref().and_then(|parts| parts.validation.as_ref()))?;
         if validation.is_none() && recipe.data.val_fraction > 0.0 {
@@ -262,7 +282,8 @@ impl Family for LanguageModelling {
             let kept = (train.len() as f64 * (1.0 - recipe.data.val_fraction)) as usize;
             let end = train.slice(kept..train.len());
             train = train.slice(0..kept);
-            validation = Some(Arc::new(LanguageData::Blocks(TextBlocks::new(end, block, false, &name(train_path))?)));
+            validation =
+                Some(Arc::new(LanguageData::Blocks(TextBlocks::new(end, block, false, &name(train_path))?)));
         }
         Ok(Splits {
             train: Arc::new(LanguageData::Blocks(TextBlocks::new(train, block, true, &name(train_path))?)),
@@ -324,7 +345,9 @@ impl Family for LanguageModelling {
         }
         if let Some(object) = value.as_object_mut() {
             // transformers takes what is missing for its own defaults, and a null for a value; the ends of texts are nothing where there are none.
-            object.retain(|key, value| !value.is_null() || ["bos_token_id", "eos_token_id"].contains(&key.as_str()));
+            object.retain(|key, value| {
+                !value.is_null() || ["bos_token_id", "eos_token_id"].contains(&key.as_str())
+            });
         }
         let text = serde_json::to_string_pretty(&value)? + "\n";
         files::write_atomic(&folder.join("config.json"), text.as_bytes())?;
@@ -380,7 +403,11 @@ fn conversations(
 ) -> Result<Splits<Arc<LanguageData>>> {
     let template = open_template(recipe, tokenizer)?;
     let pad = tokenizer.special().pad.or(tokenizer.special().end).unwrap_or(0);
-    let part = |path: &Path, all: &[Conversation], chosen: Option<&[usize]>, train: bool| -> Result<Arc<LanguageData>> {
+    let part = |path: &Path,
+                all: &[Conversation],
+                chosen: Option<&[usize]>,
+                train: bool|
+     -> Result<Arc<LanguageData>> {
         let mut texts = Vec::new();
         let mut cut = 0;
         let every: Vec<usize> = (0..all.len()).collect();
@@ -396,7 +423,10 @@ fn conversations(
             }
         }
         if cut > 0 {
-            log.warning(format!("{}: {cut} conversations are longer than {context} tokens and cut", path.display()));
+            log.warning(format!(
+                "{}: {cut} conversations are longer than {context} tokens and cut",
+                path.display()
+            ));
         }
         if texts.is_empty() {
             bail_input!("{}: no answer begins within {context} tokens", path.display());

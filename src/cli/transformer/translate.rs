@@ -9,6 +9,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::translation::Translating;
+use crate::bail_input;
 use crate::cli::args::ModelArgs;
 use crate::cli::session::Session;
 use crate::data::table::open_bytes;
@@ -21,7 +22,6 @@ use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
 use crate::tasks::translation::Translation;
 use crate::training::precision::Precision;
-use crate::bail_input;
 
 /// Arguments of `translate`.
 #[derive(Debug, Args)]
@@ -179,7 +179,8 @@ pub fn run(arguments: &TranslateArgs) -> Result<()> {
             inputs.push(PathBuf::from("-"));
         }
         for input in &inputs {
-            let name = if input.as_os_str() == "-" { "stdin".to_owned() } else { input.display().to_string() };
+            let name =
+                if input.as_os_str() == "-" { "stdin".to_owned() } else { input.display().to_string() };
             let mut waiting = Vec::new();
             for_each_line(open_bytes(input)?, &name, |_, line| {
                 waiting.push(line.trim().to_owned());
@@ -239,8 +240,11 @@ impl Translator {
                 Some((config, seed)) => {
                     let seeds: Vec<u64> =
                         batch.iter().map(|&line| seed.wrapping_add(self.lines + line as u64)).collect();
+                    let begin = vec![task.marks().begin; rows.len()];
+                    let newest = Tensor::from_slice(&begin).to_device(device);
+                    let before = vec![Vec::new(); rows.len()];
                     let texts =
-                        sample(&mut writer, rows.len(), task.marks(), &self.search, config, &seeds, device)?;
+                        sample(&mut writer, &newest, task.marks(), &self.search, config, &seeds, &before)?;
                     texts.into_iter().map(|text| vec![text]).collect()
                 }
             };
@@ -270,7 +274,8 @@ impl Translator {
         let tokenizers = self.session.task.tokenizers();
         let decoded: Vec<String> =
             texts.iter().map(|text| tokenizers.decode(&text.tokens)).collect::<Result<_>>()?;
-        let alignment = pairs.iter().map(|(source, target)| format!("{source}-{target}")).collect::<Vec<_>>().join(" ");
+        let alignment =
+            pairs.iter().map(|(source, target)| format!("{source}-{target}")).collect::<Vec<_>>().join(" ");
         if self.format == TranslateFormat::Jsonl {
             let candidates: Vec<_> = decoded
                 .iter()
@@ -310,7 +315,7 @@ fn align(
     let begin = task.marks().begin;
     let targets: Vec<Vec<i64>> = texts
         .iter()
-        .map(|found| [&[begin], found.first().map_or(&[][..], |text| &text.tokens)].concat())
+        .map(|found| [&[begin][..], found.first().map_or(&[][..], |text| &text.tokens[..])].concat())
         .collect();
     let padded = pad(&targets, task.tokenizers().pad)?;
     let target = padded.ids.to_device(source.device());

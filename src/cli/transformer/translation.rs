@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::pretrained::Pretrained;
 use super::{ABOUT, NAME, PRESETS, TaskName};
-use crate::cli::family::{Family, FamilyRecipe, FolderFormat, Network};
+use crate::cli::family::{Family, FolderFormat, Network};
+use crate::data::Splits;
 use crate::data::text::{TextTokenizer, TokenizerConfig, TokenizerKind};
 use crate::data::translation::{PairPart, PairTokenizers, TranslationDataConfig, Translations, read_pairs};
-use crate::data::Splits;
 use crate::generation::search::{Marks, SearchConfig};
 use crate::models::Parameters;
 use crate::models::encoder_decoder::{EncoderDecoderConfig, MODEL_TYPES};
@@ -133,7 +133,9 @@ fn fit_vocabularies(config: &mut EncoderDecoderConfig, tokenizers: &PairTokenize
         config.target_vocabulary = sizes[1];
         config.pad_token_id = tokenizers.pad;
     }
-    for (side, (tokens, rows)) in ["source", "target"].iter().zip(sizes.into_iter().zip(config.vocabularies())) {
+    for (side, (tokens, rows)) in
+        ["source", "target"].iter().zip(sizes.into_iter().zip(config.vocabularies()))
+    {
         if tokens > rows {
             bail_input!(
                 "the tokenizer of {side}s has {tokens} tokens, but the model knows {rows}: they do not belong together"
@@ -174,7 +176,11 @@ impl Family for Translating {
 
     fn validate(recipe: &TranslationRecipe) -> Result<()> {
         if !matches!(recipe.model.task, TaskName::Translate | TaskName::Seq2seq) {
-            bail_input!("model.task is `{}`: give --task {}", recipe.model.task.name(), recipe.model.task.name());
+            bail_input!(
+                "model.task is `{}`: give --task {}",
+                recipe.model.task.name(),
+                recipe.model.task.name()
+            );
         }
         if let Some(EncoderDecoderConfig::Transformer(config)) = &recipe.model.config {
             config.validate()?;
@@ -197,7 +203,9 @@ impl Family for Translating {
         let train = train.ok_or_else(|| anyhow!("there is no training part"))?;
         let tokenizers = if kept {
             open_tokenizers(recipe)?
-        } else if let Some(source) = recipe.training.init_from.as_ref().filter(|_| recipe.model.config.is_none()) {
+        } else if let Some(source) =
+            recipe.training.init_from.as_ref().filter(|_| recipe.model.config.is_none())
+        {
             let pretrained = Pretrained::find(source)?;
             let config = encoder_decoder(&pretrained)?;
             let tokenizers = tokenizers_of_folder(&pretrained.folder, &config)?;
@@ -208,7 +216,9 @@ impl Family for Translating {
         };
         attach(&mut recipe.attachments, &tokenizers)?;
         let Some(config) = &mut recipe.model.config else {
-            bail_input!("model.config says no architecture: give one, or a folder to start from with --init-from");
+            bail_input!(
+                "model.config says no architecture: give one, or a folder to start from with --init-from"
+            );
         };
         fit_vocabularies(config, &tokenizers)?;
         let part = |pairs: &PairPart, train: bool| -> Result<Arc<Translations>> {
@@ -313,7 +323,10 @@ impl Family for Translating {
             &folder.join("config.json"),
             (serde_json::to_string_pretty(&value)? + "\n").as_bytes(),
         )?;
-        weights::write_safetensors(&folder.join("model.safetensors"), &weights::tensors_of(task.parameters()))?;
+        weights::write_safetensors(
+            &folder.join("model.safetensors"),
+            &weights::tensors_of(task.parameters()),
+        )?;
         let tokenizers = task.tokenizers();
         if Arc::ptr_eq(&tokenizers.source, &tokenizers.target) {
             tokenizers.source.save(&folder.join(JOINT))?;
@@ -350,9 +363,8 @@ impl Family for Translating {
     fn network(model: &TranslationSection, device: Device) -> Result<Network> {
         let parameters = Parameters::undrawn(device);
         let network = model.config()?.build(&parameters.root())?;
-        let forward = move |inputs: &[Tensor]| {
-            vec![network.forward(&inputs[0], &inputs[1].ne(0), &inputs[2], false)]
-        };
+        let forward =
+            move |inputs: &[Tensor]| vec![network.forward(&inputs[0], &inputs[1].ne(0), &inputs[2], false)];
         Ok(Network { parameters, forward: Box::new(forward) })
     }
 
@@ -381,7 +393,9 @@ impl Family for Translating {
                 columns: ["score", "signature"].map(str::to_owned).to_vec(),
                 note: String::new(),
                 rows: signatures
-                    .map(|(name, signature)| vec![name.clone().into(), signature.as_str().unwrap_or_default().into()])
+                    .map(|(name, signature)| {
+                        vec![name.clone().into(), signature.as_str().unwrap_or_default().into()]
+                    })
                     .collect(),
             });
         }

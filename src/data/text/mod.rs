@@ -51,13 +51,8 @@ mod vectors;
 
 pub use buckets::{LengthBuckets, TokenBudget, padding_share};
 pub use cache::cache_folder;
-<<<<<<< HEAD
 pub use encoded::{EncodedTexts, IN_MEMORY, TokenBuffer, TokenFileWriter, Tokens};
-pub use labels::LabelSet;
-=======
-pub use encoded::{EncodedTexts, IN_MEMORY, TokenFileWriter, Tokens};
 pub use labels::{LabelSet, split_labels};
->>>>>>> transformer
 pub use padding::{Padded, pad};
 pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, for_each_line, read_rows, rows_of};
 pub use sentencepiece::marian_tokenizers;
