@@ -235,8 +235,8 @@ pub struct WeightsArgs {
     /// Refuse weights that do not fit the model to the last tensor
     #[arg(long, requires = "model")]
     pub strict: bool,
-    /// Set a key of its recipe, as in data.image_size=[160,160]; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", requires = "model")]
+    /// Set a key of the recipe, as in data.image_size=[160,160] or model.search.beam=5; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 

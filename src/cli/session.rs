@@ -285,6 +285,10 @@ fn with_arguments<F: Family>(
     for (key, setting) in settings {
         recipe::set(&mut value, key, setting)?;
     }
+    for argument in &arguments.weights.set {
+        let (key, setting) = recipe::parse_setting(argument)?;
+        recipe::set(&mut value, &key, setting)?;
+    }
     let attachments = recipe.attachments.clone();
     let mut recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
     recipe.attachments = attachments;
