@@ -59,6 +59,13 @@ CASES = {
         ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--steps", "120"], DTYPES),
         ("infer, batch 16", ["--mode", "infer", "--batch", "16", "--steps", "15", "--warmup", "3"], DTYPES),
     ],
+    "bert_minilm_finetune": [
+        ("train, 64 tokens", ["--steps", "8", "--warmup", "2"], DTYPES),
+        ("train, drawn lengths", ["--lengths", "dynamic", "--steps", "8", "--warmup", "2"], DTYPES),
+        ("train, sorted lengths", ["--lengths", "bucketed", "--steps", "8", "--warmup", "2"], DTYPES),
+        ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--seq", "32", "--steps", "120", "--warmup", "10"], DTYPES),
+        ("infer, batch 32", ["--mode", "infer", "--steps", "20"], DTYPES),
+    ],
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
     ],

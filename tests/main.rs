@@ -28,4 +28,5 @@ mod source_rules;
 mod tensorboard;
 mod text;
 mod text_scores;
+mod transformer;
 mod weights;

@@ -47,6 +47,12 @@ pub struct Options {
     /// Where mlp_small's batches come from
     #[arg(long = "loop", value_name = "KIND", value_enum, default_value_t = Loop::Resident)]
     pub source: Loop,
+    /// Lengths of bert_minilm_finetune's texts
+    #[arg(long, value_enum, default_value_t = Lengths::Fixed)]
+    pub lengths: Lengths,
+    /// Tokens of a text, where all have as many
+    #[arg(long, default_value_t = 64)]
+    pub seq: usize,
     /// Form of the loss of mlp_small's network `keras`
     #[arg(long, value_enum, default_value_t = Loss::Logits)]
     pub loss: Loss,
@@ -102,6 +108,17 @@ pub enum Loop {
     Resident,
     /// 1000 rows in one tensor, gathered in a new order each epoch.
     Epoch,
+}
+
+/// Lengths of texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lengths {
+    /// All the same.
+    Fixed,
+    /// Drawn.
+    Dynamic,
+    /// Drawn and sorted.
+    Bucketed,
 }
 
 /// Binary cross-entropy, on logits or on probabilities.

@@ -8,6 +8,7 @@
 //! for inference. To add a workload: a variant of [`Workload`] with its line in `run`, a program in `benches/pytorch/`, and its cases
 //! in `benches/compare.py`.
 
+mod bert_minilm_finetune;
 mod dataloading;
 mod harness;
 mod image;
@@ -57,6 +58,9 @@ enum Workload {
     /// ResNet-18 on 224 × 224 colour images
     #[value(name = "resnet18_224")]
     ResNet18,
+    /// A BERT of MiniLM's shape that learns to classify texts
+    #[value(name = "bert_minilm_finetune")]
+    BertMinilmFinetune,
     /// Batches of varied images out of a folder of JPEG files, which --folder names
     Dataloading,
     /// Process start to the first training step done
@@ -90,6 +94,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Workload::CnnSmall => image::run(&image::CNN_SMALL, options),
         Workload::ResNet20Cifar => image::run(&image::RESNET20_CIFAR, options),
         Workload::ResNet18 => image::run(&image::RESNET18_224, options),
+        Workload::BertMinilmFinetune => bert_minilm_finetune::run(options),
         Workload::Dataloading => dataloading::run(options),
         Workload::Startup => startup::run(options),
     }
