@@ -37,7 +37,8 @@ pub fn minimise(
         let mut next = None;
         for _ in 0..HALVINGS {
             let there = &at + &step * length;
-            let candidate = objective.evaluate(&there, true)?;
+            // The last step needs no derivatives of second order.
+            let candidate = objective.evaluate(&there, length < 1.0 || gap > tolerance)?;
             iterations += 1;
             // Near the optimum the value no longer has the digits to decrease.
             let noise = 1e-12 * point.value.abs().max(1e-300);
