@@ -21,10 +21,7 @@ pub fn shares<'a>(blocks: impl ExactSizeIterator<Item = &'a RawBlock>, threads: 
 }
 
 /// Works on every part on a thread of its own, on which libtorch uses no others; results in the order of the parts.
-pub fn on_threads<P: Send, R: Send>(
-    parts: Vec<P>,
-    work: &(dyn Fn(P) -> Result<R> + Sync),
-) -> Result<Vec<R>> {
+pub fn on_threads<P: Send, R: Send>(parts: Vec<P>, work: &(dyn Fn(P) -> Result<R> + Sync)) -> Result<Vec<R>> {
     if parts.len() < 2 {
         let _guard = tch::no_grad_guard();
         return parts.into_iter().map(work).collect();

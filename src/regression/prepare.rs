@@ -671,7 +671,8 @@ pub fn measure(encoding: &mut Encoding, train: &[RawBlock], goal: Goal) -> Resul
     if let [first, others @ ..] = train {
         add(&mut moments, first)?;
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        let parts = shares(others.iter(), threads).into_iter().map(|share| (share, moments.beside())).collect();
+        let parts =
+            shares(others.iter(), threads).into_iter().map(|share| (share, moments.beside())).collect();
         let parts = on_threads(parts, &|(share, mut moments)| {
             share.iter().try_for_each(|block| add(&mut moments, block))?;
             Ok(moments)

@@ -293,8 +293,7 @@ fn cross_validate(
 ) -> Result<CrossValidation> {
     let train = rows.train.blocks().ok_or_else(|| anyhow!("cross-validation without rows in memory"))?;
     let fold = folds(train, k, rows.encoding.classes.is_some(), recipe.training.seed)?;
-    let sample =
-        Sample { train, encoding: &rows.encoding, standardize: recipe.data.standardize, device };
+    let sample = Sample { train, encoding: &rows.encoding, standardize: recipe.data.standardize, device };
     sample.cross_validate(&recipe.model, &fold)
 }
 

@@ -91,7 +91,10 @@ impl ParquetTable {
             ("quoting", form.quoting.is_some()),
         ];
         if let Some((key, _)) = for_text.iter().find(|(_, given)| *given) {
-            bail_input!("data.{key} is for tables of text, and {} is a Parquet file: leave it out", self.name);
+            bail_input!(
+                "data.{key} is for tables of text, and {} is a Parquet file: leave it out",
+                self.name
+            );
         }
         if self.file.metadata().file_metadata().num_rows() <= 0 {
             bail_input!("{} has no rows", self.name);
@@ -145,8 +148,9 @@ impl ParquetTable {
                 .map(|&column| group.get_column_reader(column))
                 .collect::<std::result::Result<Vec<_>, _>>()
                 .map_err(|error| damaged(&self.name, &error))?;
-            let rows = usize::try_from(group.metadata().num_rows())
-                .map_err(|_| bad_input!("{} is a damaged Parquet file: a number of rows is negative", self.name))?;
+            let rows = usize::try_from(group.metadata().num_rows()).map_err(|_| {
+                bad_input!("{} is a damaged Parquet file: a number of rows is negative", self.name)
+            })?;
             let mut left = rows;
             while left > 0 {
                 let count = left.min(most);
@@ -429,7 +433,9 @@ fn big_endian(bytes: &[u8]) -> i128 {
 /// What is wrong with a file: the machine's fault or the file's.
 fn damaged(name: &str, error: &ParquetError) -> anyhow::Error {
     match error {
-        ParquetError::External(inner) if inner.is::<std::io::Error>() => anyhow!("cannot read {name}: {inner}"),
+        ParquetError::External(inner) if inner.is::<std::io::Error>() => {
+            anyhow!("cannot read {name}: {inner}")
+        }
         ParquetError::NYI(what) => {
             bad_input!("{name} is a Parquet file of a kind that cannot be read ({what}): write it anew")
         }

@@ -88,7 +88,15 @@ impl TableReader {
         if let Some(table) = ParquetTable::open(source)? {
             let head = table.head(form)?;
             let body = Body::Parquet(table);
-            return Ok(Self { name, head, body, form: form.clone(), skip_bad: false, skipped: 0, missing: Vec::new() });
+            return Ok(Self {
+                name,
+                head,
+                body,
+                form: form.clone(),
+                skip_bad: false,
+                skipped: 0,
+                missing: Vec::new(),
+            });
         }
         let mut chunks = Chunks::new(source.open()?, &name);
         if chunks.peek(HEAD_BYTES)?.starts_with(MAGIC) {
