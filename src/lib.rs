@@ -12,9 +12,11 @@
 //! | [`data`] | data sets, order of samples, loader |
 //! | [`models`] | architectures, one file each, on layers with `torch.nn`'s names and initial values |
 //! | [`tasks`] | what a batch means |
+//! | [`generation`] | texts that a language model writes: the choice of tokens, text while it comes |
 //! | [`regression`] | linear models of tables: designs, solvers, statistics |
 //! | [`training`] | the loop, optimizers, schedules, precision, checkpoints |
 //! | [`weights`] | reading and writing weight files |
+//! | [`scoring`] | scores of generated text: BLEU, chrF, TER, ROUGE |
 //! | [`distributed`] | what the trainer needs of other processes |
 //! | [`native`] | the C++ shim over libtorch: the only unsafe code |
 //! | [`reporting`] | progress, JSON lines, TensorBoard events, plots, the HTML report |
@@ -30,11 +32,13 @@ pub mod data;
 pub mod distributed;
 pub mod error;
 pub mod files;
+pub mod generation;
 pub mod models;
 pub mod native;
 pub mod recipe;
 pub mod regression;
 pub mod reporting;
+pub mod scoring;
 pub mod tasks;
 pub mod training;
 pub mod weights;

@@ -4,7 +4,8 @@
 //! `training`, the same for all ([`TrainingConfig`]). An unknown key is an error that offers the nearest known one.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,51 @@ pub struct Recipe<M, D> {
     /// Optimisation.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// Files that it goes with.
+    #[serde(skip)]
+    pub attachments: Attachments,
+}
+
+/// Texts that belong to a recipe and lie beside it in a run's folder, as a tokenizer does that was made from the training part: in memory until the
+/// run has its folder, read from there afterwards.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attachments {
+    folder: Option<PathBuf>,
+    added: BTreeMap<String, Arc<str>>,
+}
+
+impl Attachments {
+    /// What lies in the folder of a run.
+    pub fn of(run: &Path) -> Self {
+        Self { folder: Some(run.to_owned()), added: BTreeMap::new() }
+    }
+
+    /// Adds a file.
+    pub fn add(&mut self, name: &str, text: impl Into<Arc<str>>) {
+        self.added.insert(name.to_owned(), text.into());
+    }
+
+    /// The text of a file, if there is one of that name.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn text(&self, name: &str) -> Result<Option<Arc<str>>> {
+        if let Some(text) = self.added.get(name) {
+            return Ok(Some(text.clone()));
+        }
+        match self.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.exists()) {
+            Some(path) => Ok(Some(files::read_text(&path)?.into())),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes what was added into the folder of a run.
+    pub fn write(&self, run: &Path) -> Result<()> {
+        for (name, text) in &self.added {
+            files::write_atomic(&run.join(name), text.as_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// A preset compiled into the binary.

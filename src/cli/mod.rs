@@ -16,6 +16,7 @@ mod recipes;
 pub mod regression;
 mod session;
 mod table;
+pub mod tokenizer;
 mod train;
 
 pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};

@@ -11,7 +11,7 @@ use super::calibrate::Calibration;
 use super::family::{Family, FamilyRecipe};
 use crate::models::Parameters;
 use crate::native::{random, system};
-use crate::recipe::{self, differences};
+use crate::recipe::{self, Attachments, differences};
 use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
 use crate::training::checkpoint::{Environment, load_weights, read_progress};
@@ -36,7 +36,8 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     let before_typed = typed::<F>(before.clone(), &origin)?;
     let mut value = before;
     override_with::<F>(&mut value, arguments)?;
-    let after = typed::<F>(value, &origin)?;
+    let mut after = typed::<F>(value, &origin)?;
+    after.attachments = Attachments::of(run);
     let refused: Vec<String> =
         differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
             .into_iter()
@@ -253,7 +254,9 @@ fn with_arguments<F: Family>(
     for (key, setting) in settings {
         recipe::set(&mut value, key, setting)?;
     }
+    let attachments = recipe.attachments.clone();
     let mut recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
+    recipe.attachments = attachments;
     recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
     recipe.training.validate()?;
     Ok(recipe)
@@ -271,5 +274,8 @@ fn read_classes(path: &Path) -> Result<Vec<String>> {
 
 /// The recipe that a run was trained with.
 pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
-    recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))
+    let mut recipe: FamilyRecipe<F> =
+        recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))?;
+    recipe.attachments = Attachments::of(run);
+    Ok(recipe)
 }

@@ -58,6 +58,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
             RunFolder::create(&path)?
         }
     };
+    recipe.attachments.write(folder.path())?;
     folder.write_recipe(&serde_json::to_value(&recipe)?)?;
     log.attach(&folder.file("log.txt"))?;
     log.info(introduction::<F>(&recipe, &data, &task));

@@ -16,9 +16,14 @@ pub mod loader;
 pub mod order;
 pub mod resize;
 pub mod table;
+pub mod text;
+pub mod translation;
+
+use std::sync::Arc;
 
 use anyhow::Result;
 use fingerprint::Fingerprint;
+use order::Sampler;
 use tch::Device;
 
 /// The samples of one optimizer micro-step, as tensors.
@@ -35,6 +40,17 @@ pub struct Draw {
     /// Passes over the data completed before this one.
     pub epoch: u64,
     /// Whether samples are varied for training (augmentation, masking) or taken as they are.
+    pub train: bool,
+}
+
+/// What batches are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Batching {
+    /// Samples in a batch.
+    pub batch_size: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// Whether they are learned from, in an order of each epoch's own, or looked at.
     pub train: bool,
 }
 
@@ -57,6 +73,12 @@ pub trait Dataset: Send + Sync + 'static {
     /// The class of each sample, where each has one: what sampling is balanced by.
     fn classes(&self) -> Option<Vec<i64>> {
         None
+    }
+
+    /// The batches of an epoch, where the data set has its own: texts of like lengths, windows of a text in their order. `None` leaves it to the
+    /// caller: shuffled for training, in their own order for evaluation.
+    fn sampler(&self, _wanted: Batching) -> Result<Option<Arc<dyn Sampler>>> {
+        Ok(None)
     }
 
     /// What to call a sample in a message: its file, or its number in the file.

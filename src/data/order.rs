@@ -22,6 +22,18 @@ impl EpochPlan {
         Self { samples, ends }
     }
 
+    /// The batches themselves.
+    pub fn of(batches: Vec<Vec<usize>>) -> Self {
+        let ends = batches
+            .iter()
+            .scan(0, |end, batch| {
+                *end += batch.len();
+                Some(*end)
+            })
+            .collect();
+        Self { samples: batches.concat(), ends }
+    }
+
     /// How many batches there are.
     pub fn batches(&self) -> usize {
         self.ends.len()

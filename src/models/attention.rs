@@ -1,24 +1,90 @@
-//! Multi-head attention: Vaswani et al., "Attention is all you need", 2017, in the form of `torch.nn.MultiheadAttention`.
+//! Attention: Vaswani et al., "Attention is all you need", 2017. [`attention`] is what every transformer here computes;
+//! [`MultiheadAttention`] puts it into the form of `torch.nn.MultiheadAttention`.
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Scope;
 use super::init::Init;
 use super::layers::Linear;
 use super::summary::record;
 
-/// `nn.MultiheadAttention(batch_first=True)` where queries, keys and values are the same sequence.
+/// What attention does besides looking from each query at each key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttentionOptions<'a> {
+    /// Which keys a query sees, broadcast to `[batch, heads, queries, keys]`: booleans, true where it sees, or numbers that are added to the
+    /// scores. A query that sees no key gets zeros. Leaving it out where all is seen is faster.
+    pub mask: Option<&'a Tensor>,
+    /// Whether the last query sees all keys, the one before it all but one, and so on: the rule of decoders, also where the first keys come
+    /// from a cache and have no queries.
+    pub causal: bool,
+    /// Probability that a weight is dropped; 0 in evaluation.
+    pub dropout: f64,
+    /// Factor on the scores; 1/√head_dim if left out.
+    pub scale: Option<f64>,
+}
+
+/// Scaled-dot-product attention through libtorch's fused kernels: softmax(scale · Q Kᵀ + mask) V.
+///
+/// `query` is `[batch, heads, queries, head_dim]`, `key` `[batch, key heads, keys, head_dim]` and `value`
+/// `[batch, key heads, keys, value_dim]`, where the heads are a multiple of the key heads (grouped-query attention: consecutive heads share
+/// keys and values). The result is `[batch, heads, queries, value_dim]`.
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: AttentionOptions<'_>) -> Tensor {
+    let (queries, keys) = (query.size()[2], key.size()[2]);
+    record("", "attention", query, &[], || {
+        // The products of queries with keys and of weights with values.
+        query.numel() * keys as usize
+            + query.numel() / query.size()[3] as usize * (keys * value.size()[3]) as usize
+    });
+    // The kernels count their own causal rule from the first key, and take no mask beside it.
+    let kernel_causal = options.causal && options.mask.is_none() && queries == keys;
+    let rule = (options.causal && !kernel_causal && queries > 1).then(|| {
+        Tensor::ones([queries, keys], (Kind::Bool, query.device())).tril(keys - queries) // [queries, keys]
+    });
+    let mask = match (options.mask, rule) {
+        (Some(mask), Some(rule)) if mask.kind() == Kind::Bool => Some(mask.logical_and(&rule)),
+        (Some(mask), Some(rule)) => Some(mask.where_scalarother(&rule, f64::NEG_INFINITY)),
+        (Some(mask), None) => Some(mask.shallow_clone()),
+        (None, rule) => rule,
+    };
+    // Numbers must have the type of the scores; under autocast that is taken care of.
+    let mask = mask.map(|mask| if mask.kind() == Kind::Bool { mask } else { mask.to_kind(query.kind()) });
+    Tensor::scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        mask,
+        options.dropout,
+        kernel_causal && queries > 1,
+        options.scale,
+        query.size()[1] != key.size()[1],
+    )
+}
+
+/// `[batch, length, heads · head_dim]` to `[batch, heads, length, head_dim]`, with lengths left to the tensors so that a traced model takes any.
+pub fn split_heads(input: &Tensor, head_dim: i64) -> Tensor {
+    input.unflatten(-1, [-1, head_dim]).transpose(1, 2)
+}
+
+/// `[batch, heads, length, head_dim]` to `[batch, length, heads · head_dim]`.
+pub fn join_heads(input: &Tensor) -> Tensor {
+    input.transpose(1, 2).flatten(2, 3)
+}
+
+/// Queries, keys and values of attention, each `[batch, heads, length, head_dim]`.
+pub type Projected = [Tensor; 3];
+
+/// `nn.MultiheadAttention(batch_first=True)` with one projection for queries, keys and values.
 #[derive(Debug)]
-pub struct SelfAttention {
+pub struct MultiheadAttention {
     name: String,
     in_proj_weight: Tensor,
     in_proj_bias: Tensor,
     out_proj: Linear,
-    heads: i64,
+    head_dim: i64,
 }
 
-impl SelfAttention {
+impl MultiheadAttention {
     /// `in_proj_weight` is `[3 · width, width]`: queries, keys, values. `heads` divides `width`.
     pub fn new(scope: &Scope, width: i64, heads: i64) -> Result<Self> {
         let shape = [3 * width, width];
@@ -26,38 +92,161 @@ impl SelfAttention {
         let in_proj_bias = scope.parameter("in_proj_bias", &[3 * width], Init::ZEROS)?;
         let out_proj = Linear::new(&scope.child("out_proj"), width, width)?;
         // PyTorch draws the output projection first.
-        scope.parameters().redraw_tensor(&in_proj_weight, Init::xavier_uniform(&shape))?;
+        scope.redraw(&in_proj_weight, Init::xavier_uniform(&shape))?;
         out_proj.redraw_bias(scope, Init::ZEROS)?;
-        Ok(Self { name: scope.name().to_owned(), in_proj_weight, in_proj_bias, out_proj, heads })
+        Ok(Self {
+            name: scope.name().to_owned(),
+            in_proj_weight,
+            in_proj_bias,
+            out_proj,
+            head_dim: width / heads,
+        })
     }
 
-    /// `[batch, length, width]` to the same shape.
-    pub fn forward(&self, input: &Tensor) -> Tensor {
-        let (batch, length, width) = input.size3().unwrap();
-        let head_width = width / self.heads;
-        let projected = input.linear(&self.in_proj_weight, Some(&self.in_proj_bias)); // [batch, length, 3 · width]
-        record(
-            &self.name,
-            "SelfAttention",
-            &projected,
-            &[Some(&self.in_proj_weight), Some(&self.in_proj_bias)],
-            || {
-                // The projections, and the products of queries with keys and of weights with values.
-                (batch * length * 3 * width * width + 2 * batch * length * length * width) as usize
-            },
-        );
-        let parts = projected.view([batch, length, 3, self.heads, head_width]).permute([2, 0, 3, 1, 4]);
-        let [queries, keys, values] = [0, 1, 2].map(|part| parts.select(0, part)); // [batch, heads, length, head width]
-        let mixed = Tensor::scaled_dot_product_attention(
-            &queries,
-            &keys,
-            &values,
-            None::<&Tensor>,
-            0.0,
-            false,
-            None,
-            false,
-        ); // [batch, heads, length, head width]
-        self.out_proj.forward(&mixed.transpose(1, 2).reshape([batch, length, width]))
+    /// Queries, keys and values of one sequence `[batch, length, width]`.
+    pub fn project(&self, input: &Tensor) -> Projected {
+        self.project_rows(input, 0, 3)
+    }
+
+    /// Queries of a sequence `[batch, length, width]` that looks at another.
+    pub fn project_query(&self, input: &Tensor) -> Tensor {
+        let [query] = self.project_rows(input, 0, 1);
+        query
+    }
+
+    /// Keys and values of the sequence that is looked at.
+    pub fn project_memory(&self, memory: &Tensor) -> [Tensor; 2] {
+        self.project_rows(memory, 1, 2)
+    }
+
+    /// `parts` of the three projections from `first` on, in one product.
+    fn project_rows<const N: usize>(&self, input: &Tensor, first: i64, parts: i64) -> [Tensor; N] {
+        let width = self.in_proj_weight.size()[1];
+        let weight = self.in_proj_weight.narrow(0, first * width, parts * width);
+        let bias = self.in_proj_bias.narrow(0, first * width, parts * width);
+        let projected = input.linear(&weight, Some(&bias)); // [batch, length, parts · width]
+        record(&self.name, "MultiheadAttention", &projected, &[Some(&weight), Some(&bias)], || {
+            projected.numel() * width as usize
+        });
+        // [parts, batch, heads, length, head_dim]
+        let split = projected.unflatten(-1, [parts, -1, self.head_dim]).permute([2, 0, 3, 1, 4]);
+        std::array::from_fn(|part| split.select(0, part as i64))
+    }
+
+    /// Attention and the output projection: `[batch, length, width]`.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        options: AttentionOptions<'_>,
+    ) -> Tensor {
+        self.out_proj.forward(&join_heads(&attention(query, key, value, options)))
+    }
+
+    /// A sequence `[batch, length, width]` that looks at itself.
+    pub fn forward(&self, input: &Tensor, options: AttentionOptions<'_>) -> Tensor {
+        let [query, key, value] = self.project(input);
+        self.attend(&query, &key, &value, options)
+    }
+}
+
+/// Attention with a linear layer each for queries, keys, values and output, as transformers' models have it. The names and biases of the four
+/// are the architecture's; keys and values may have fewer heads than queries.
+#[derive(Debug)]
+pub struct SeparateAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    head_dim: i64,
+}
+
+impl SeparateAttention {
+    /// From the layers for queries, keys, values and output.
+    pub fn new([query, key, value, output]: [Linear; 4], head_dim: i64) -> Self {
+        Self { query, key, value, output, head_dim }
+    }
+
+    /// Queries of `[batch, length, width]`: `[batch, heads, length, head_dim]`.
+    pub fn project_query(&self, input: &Tensor) -> Tensor {
+        split_heads(&self.query.forward(input), self.head_dim)
+    }
+
+    /// Keys and values.
+    pub fn project_memory(&self, memory: &Tensor) -> [Tensor; 2] {
+        [&self.key, &self.value].map(|layer| split_heads(&layer.forward(memory), self.head_dim))
+    }
+
+    /// Attention and the output projection: `[batch, length, width]`.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        options: AttentionOptions<'_>,
+    ) -> Tensor {
+        self.output.forward(&join_heads(&attention(query, key, value, options)))
+    }
+
+    /// A sequence `[batch, length, width]` that looks at itself.
+    pub fn forward(&self, input: &Tensor, options: AttentionOptions<'_>) -> Tensor {
+        let [key, value] = self.project_memory(input);
+        self.attend(&self.project_query(input), &key, &value, options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, IndexOp};
+
+    const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    /// The definition, with keys and values repeated for each query head.
+    fn plain(query: &Tensor, key: &Tensor, value: &Tensor, seen: &Tensor, scale: f64) -> Tensor {
+        let groups = query.size()[1] / key.size()[1];
+        let [key, value] = [key, value].map(|heads| heads.repeat_interleave_self_int(groups, 1, None));
+        let scores: Tensor = query.matmul(&key.transpose(2, 3)) * scale;
+        scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, Kind::Float).matmul(&value)
+    }
+
+    #[test]
+    fn every_combination_of_rules_is_the_definition() {
+        for (heads, key_heads, queries, keys) in [(4, 4, 5, 5), (4, 2, 5, 5), (4, 1, 3, 7), (2, 2, 1, 6)] {
+            let query = Tensor::randn([2, heads, queries, 8], FLOAT);
+            let key = Tensor::randn([2, key_heads, keys, 8], FLOAT);
+            let value = Tensor::randn([2, key_heads, keys, 8], FLOAT);
+            let all = Tensor::ones([2, 1, queries, keys], (Kind::Bool, Device::Cpu));
+            // The last key of the second sequence is padding.
+            let padding = Tensor::ones([2, 1, 1, keys], (Kind::Bool, Device::Cpu));
+            let _ = padding.i((1, 0, 0, keys - 1)).fill_(0);
+            for (masked, causal) in [(false, false), (true, false), (false, true), (true, true)] {
+                let mut seen = all.shallow_clone();
+                if masked {
+                    seen = seen.logical_and(&padding);
+                }
+                if causal {
+                    seen = seen.tril(keys - queries);
+                }
+                let expected = plain(&query, &key, &value, &seen, 0.3);
+                let additive = padding.zeros_like().to_kind(Kind::Float);
+                let additive = additive.masked_fill(&padding.logical_not(), f64::NEG_INFINITY);
+                for mask in [&padding, &additive] {
+                    let options = AttentionOptions {
+                        mask: masked.then_some(mask),
+                        causal,
+                        scale: Some(0.3),
+                        ..AttentionOptions::default()
+                    };
+                    let difference = (attention(&query, &key, &value, options) - &expected).abs().max();
+                    let difference = f64::try_from(difference).unwrap();
+                    assert!(
+                        difference < 1e-5,
+                        "{heads}/{key_heads}, {queries}/{keys}, {masked}, {causal}: {difference}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -1,21 +1,33 @@
-//! What several convolutional networks are built of, with the names of torchvision's `ops/misc.py`.
+//! What several networks are built of; the convolutional parts have the names of torchvision's `ops/misc.py`.
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::Scope;
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, NormConfig};
 
-/// What follows a normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What follows a linear layer or a normalisation; in configurations by the names of transformers' `ACT2FN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// Nothing.
+    #[serde(alias = "linear")]
     Identity,
     /// max(x, 0).
     Relu,
+    /// x · Φ(x). Hendrycks and Gimpel, "Gaussian error linear units", 2016.
+    #[serde(alias = "gelu_python")]
+    Gelu,
+    /// The same with tanh for Φ, as in GPT-2.
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
+    GeluTanh,
+    /// The hyperbolic tangent.
+    Tanh,
     /// min(max(x, 0), 6).
     Relu6,
     /// x · σ(x), also called swish.
+    #[serde(alias = "swish")]
     Silu,
     /// x · ReLU6(x + 3) / 6.
     Hardswish,
@@ -27,6 +39,9 @@ impl Activation {
         match self {
             Self::Identity => input,
             Self::Relu => input.relu_(),
+            Self::Gelu => input.gelu("none"),
+            Self::GeluTanh => input.gelu("tanh"),
+            Self::Tanh => input.tanh(),
             Self::Relu6 => input.relu6_(),
             Self::Silu => input.silu(),
             Self::Hardswish => input.hardswish(),

@@ -5,7 +5,7 @@
 //! Kaiming-uniform with a = √5; `nn.BatchNorm2d` starts at weight 1, bias 0.
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Scope;
 use super::init::Init;
@@ -61,6 +61,50 @@ impl Linear {
 
     fn inputs(&self) -> usize {
         self.weight.size()[1] as usize
+    }
+}
+
+/// `nn.Embedding`: a row of a table for each number.
+#[derive(Debug)]
+pub struct Embedding {
+    name: String,
+    weight: Tensor,
+    padding: Option<i64>,
+}
+
+impl Embedding {
+    /// `weight` is `[count, width]`, drawn from a normal distribution. The row `padding` begins as zeros and does not learn.
+    pub fn new(scope: &Scope, count: i64, width: i64, padding: Option<i64>) -> Result<Self> {
+        let weight = scope.parameter("weight", &[count, width], Init::Normal { deviation: 1.0 })?;
+        let embedding = Self { name: scope.name().to_owned(), weight, padding };
+        embedding.clear_padding()?;
+        Ok(embedding)
+    }
+
+    /// Draws the table anew; `scope` is any scope of its model.
+    pub fn redraw(&self, scope: &Scope, init: Init) -> Result<()> {
+        scope.parameters().redraw_tensor(&self.weight, init)?;
+        self.clear_padding()
+    }
+
+    fn clear_padding(&self) -> Result<()> {
+        if let Some(row) = self.padding {
+            let _guard = tch::no_grad_guard();
+            let _ = self.weight.f_select(0, row)?.f_zero_()?;
+        }
+        Ok(())
+    }
+
+    /// The table, `[count, width]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[…]` int64 numbers to `[…, width]`.
+    pub fn forward(&self, numbers: &Tensor) -> Tensor {
+        let output = Tensor::embedding(&self.weight, numbers, self.padding.unwrap_or(-1), false, false);
+        record(&self.name, "Embedding", &output, &[Some(&self.weight)], || 0);
+        output
     }
 }
 
@@ -260,6 +304,33 @@ impl LayerNorm {
     /// `[batch, channels, height, width]`, normalised over the channels of each pixel.
     pub fn forward_channels(&self, input: &Tensor) -> Tensor {
         self.forward(&input.permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
+    }
+}
+
+/// `T5LayerNorm`, `LlamaRMSNorm`: the last dimension divided by its root mean square. Zhang and Sennrich, "Root mean square layer
+/// normalization", 2019.
+#[derive(Debug)]
+pub struct RmsNorm {
+    name: String,
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// `weight` is `[features]`.
+    pub fn new(scope: &Scope, features: i64, eps: f64) -> Result<Self> {
+        let weight = scope.parameter("weight", &[features], Init::ONES)?;
+        Ok(Self { name: scope.name().to_owned(), weight, eps })
+    }
+
+    /// `[…, features]`, normalised over the features in single precision.
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        let kind = input.kind();
+        let wide = input.to_kind(if kind == Kind::Double { kind } else { Kind::Float });
+        let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
+        let output = (wide * (mean_square + self.eps).rsqrt()).to_kind(kind) * &self.weight;
+        record(&self.name, "RMSNorm", &output, &[Some(&self.weight)], || 0);
+        output
     }
 }
 

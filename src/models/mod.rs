@@ -6,10 +6,13 @@
 pub mod alexnet;
 pub mod attention;
 pub mod blocks;
+pub mod cache;
 pub mod convnext;
+pub mod decoders;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_lite;
+pub mod encoder_decoder;
 pub mod googlenet;
 pub mod image;
 pub mod inception;

@@ -201,6 +201,35 @@ impl Scope {
         Scope { parameters: self.parameters.clone(), prefix: self.full_name(&name.to_string()) }
     }
 
+    /// The same place, where tensors are made without a random draw, as zeros.
+    pub fn undrawn(&self) -> Scope {
+        let parameters = Parameters { draws: false, ..self.parameters.clone() };
+        Scope { parameters, prefix: self.prefix.clone() }
+    }
+
+    /// Draws a parameter anew that was made in this scope.
+    pub fn redraw(&self, tensor: &Tensor, init: Init) -> Result<()> {
+        self.parameters.redraw_tensor(tensor, init)
+    }
+
+    /// Gives every tensor below this scope the values of the tensor of the same name below another: `copy.deepcopy` of a layer.
+    ///
+    /// # Errors
+    /// A tensor of the other has no counterpart here.
+    pub fn copy_from(&self, other: &Scope) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let prefix = format!("{}.", other.prefix);
+        for entry in self.parameters.entries() {
+            if let Some(name) = entry.name.strip_prefix(&prefix) {
+                let name = self.full_name(name);
+                let mut copy =
+                    self.parameters.get(&name).ok_or_else(|| anyhow!("the model has no tensor `{name}`"))?;
+                copy.f_copy_(&entry.tensor)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The name of this scope, empty for the model itself.
     pub fn name(&self) -> &str {
         &self.prefix

@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::Scope;
-use super::attention::SelfAttention;
+use super::attention::{AttentionOptions, MultiheadAttention};
 use super::blocks::dropout;
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::Init;
@@ -30,7 +30,7 @@ pub struct Size {
 #[derive(Debug)]
 struct Layer {
     ln_1: LayerNorm,
-    self_attention: SelfAttention,
+    self_attention: MultiheadAttention,
     ln_2: LayerNorm,
     mlp: [Linear; 2],
     dropout: f64,
@@ -40,7 +40,7 @@ impl Layer {
     fn new(scope: &Scope, size: Size, dropout: f64) -> Result<Self> {
         let width = size.width;
         let ln_1 = LayerNorm::new(&scope.child("ln_1"), width, EPS)?;
-        let self_attention = SelfAttention::new(&scope.child("self_attention"), width, size.heads)?;
+        let self_attention = MultiheadAttention::new(&scope.child("self_attention"), width, size.heads)?;
         let ln_2 = LayerNorm::new(&scope.child("ln_2"), width, EPS)?;
         let mlp = scope.child("mlp");
         let mlp =
@@ -55,7 +55,7 @@ impl Layer {
     /// `[batch, patches + 1, width]` to the same shape.
     fn forward(&self, input: &Tensor, train: bool) -> Tensor {
         let [widen, narrow] = &self.mlp;
-        let attended = self.self_attention.forward(&self.ln_1.forward(input));
+        let attended = self.self_attention.forward(&self.ln_1.forward(input), AttentionOptions::default());
         let x = dropout(attended, self.dropout, train) + input;
         let y = dropout(widen.forward(&self.ln_2.forward(&x)).gelu("none"), self.dropout, train);
         dropout(narrow.forward(&y), self.dropout, train) + x

@@ -5,6 +5,9 @@ pub mod classification;
 pub mod image_classification;
 pub mod multi_label;
 pub mod table_prediction;
+pub mod translation;
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -74,6 +77,9 @@ pub trait Task {
         None
     }
 
+    /// Adds metrics that follow from the means of an evaluation, as perplexity does from the loss.
+    fn derive(&self, _metrics: &mut BTreeMap<String, f64>) {}
+
     /// Some samples, from all over the data set, of an evaluation by this task's [`Evaluator`] with what they were taken for.
     fn examples(&self, _evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
         Ok(Vec::new())
@@ -92,6 +98,13 @@ pub trait Task {
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Adds `perplexity`, the exponential of a loss that is a mean over tokens.
+pub fn derive_perplexity(metrics: &mut BTreeMap<String, f64>) {
+    if let Some(loss) = metrics.get("loss") {
+        metrics.insert("perplexity".to_owned(), loss.exp());
     }
 }
 
@@ -124,7 +137,7 @@ pub trait Evaluator {
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
     /// Metrics by name.
-    pub metrics: std::collections::BTreeMap<String, f64>,
+    pub metrics: BTreeMap<String, f64>,
     /// Tables and counts of the task's own kind (`classes`, `confusion` for classification), as JSON.
     pub details: Value,
 }

@@ -11,8 +11,8 @@ use super::precision::Precision;
 use super::signals::Interrupt;
 use crate::bail_input;
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::{Sampler, Sequential};
-use crate::data::{Batch, Dataset};
+use crate::data::order::Sequential;
+use crate::data::{Batch, Batching, Dataset};
 use crate::distributed::Reducer;
 use crate::native::modes::InferenceMode;
 use crate::reporting::Progress;
@@ -60,10 +60,13 @@ where
     let _inference = InferenceMode::enter()?;
     // Around all batches, so that the weights are cast once.
     let _autocast = settings.precision.autocast(device)?;
-    let sampler = Sequential { len: data.len(), batch_size: settings.batch_size };
+    let batch_size = settings.batch_size;
+    let sampler = data
+        .sampler(Batching { batch_size, seed: 0, train: false })?
+        .unwrap_or_else(|| Arc::new(Sequential { len: data.len(), batch_size }));
     let batches = sampler.batches_per_epoch();
     let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
-    let mut loader = Loader::new(data.clone(), Arc::new(sampler), config, Position { epoch: 0, batch: 0 })?;
+    let mut loader = Loader::new(data.clone(), sampler, config, Position { epoch: 0, batch: 0 })?;
     let mut totals = Totals::new(device);
     let mut evaluator = task.evaluator();
     for _ in 0..batches {
@@ -92,5 +95,6 @@ where
     };
     let means: BTreeMap<String, f64> = totals.means()?;
     evaluation.metrics.extend(means);
+    task.derive(&mut evaluation.metrics);
     Ok(Some(evaluation))
 }

@@ -1,0 +1,79 @@
+//! Decoder language models: each token is guessed from those before it.
+//!
+//! [`gpt2`] and [`llama`] are transformers' models of these names; their folders load unchanged. The trait [`Decoder`] is all that training and
+//! generation see.
+
+pub mod gpt2;
+pub mod llama;
+
+use tch::{Kind, Tensor};
+
+use super::cache::LayerCache;
+
+/// A language model.
+pub trait Decoder {
+    /// Scores of the token after each of `tokens` `[batch, length]` (int64), which follow those in the cache: `[batch, length, vocabulary]`.
+    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor;
+
+    /// Scores for whole texts from their beginning, as training needs them.
+    fn forward(&self, tokens: &Tensor, layout: Layout<'_>, train: bool) -> Tensor {
+        self.decode(tokens, layout, &mut DecoderCache::new(self.layers()), train)
+    }
+
+    /// Layers, each with keys and values of its own.
+    fn layers(&self) -> usize;
+
+    /// The longest text, in tokens.
+    fn context(&self) -> i64;
+
+    /// Different tokens.
+    fn vocabulary(&self) -> i64;
+}
+
+/// Where tokens stand, and what they see besides the rule that none sees ahead.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout<'a> {
+    /// The place of each token in its text, `[batch, length]` (int64); counted on from the cache if left out.
+    pub positions: Option<&'a Tensor>,
+    /// Which of all tokens, those in the cache first, each new one may see: booleans broadcast to `[batch, 1, length, seen + length]`. For rows
+    /// that are filled up on the left, and for texts that share a row.
+    pub mask: Option<&'a Tensor>,
+}
+
+impl Layout<'_> {
+    fn positions(&self, tokens: &Tensor, seen: i64) -> Tensor {
+        match self.positions {
+            Some(positions) => positions.shallow_clone(),
+            // Counted by the tensor, so that a traced model takes any length.
+            None => tokens.ones_like().cumsum(1, Kind::Int64) + (seen - 1),
+        }
+    }
+}
+
+/// Keys and values of what a model has read.
+#[derive(Debug)]
+pub struct DecoderCache {
+    layers: Vec<LayerCache>,
+}
+
+impl DecoderCache {
+    /// Of a model that has read nothing.
+    pub fn new(layers: usize) -> Self {
+        Self { layers: (0..layers).map(|_| LayerCache::default()).collect() }
+    }
+
+    /// How many tokens have been read.
+    pub fn len(&self) -> i64 {
+        self.layers.first().map_or(0, LayerCache::len)
+    }
+
+    /// Whether none have.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps the rows of the batch that are numbered, in that order.
+    pub fn select(&mut self, rows: &Tensor) {
+        self.layers.iter_mut().for_each(|layer| layer.select(rows));
+    }
+}

@@ -1,0 +1,85 @@
+//! Encoder-decoder transformers: what a source text becomes is looked at while a target text is made, token by token.
+//!
+//! Each architecture has a file: [`transformer`] is `torch.nn.Transformer`, [`marian`] and [`t5`] are transformers' models of these names, whose
+//! folders load unchanged. They differ in names, in where they normalise, and in how they know positions; the trait [`EncoderDecoder`] is all that
+//! training and decoding see.
+
+pub mod marian;
+pub mod positions;
+pub mod t5;
+pub mod transformer;
+
+use tch::Tensor;
+
+use super::cache::LayerCache;
+
+/// A model that reads a source and writes a target.
+pub trait EncoderDecoder {
+    /// What the tokens of sources mean: `[batch, source, width]` of int64 `source` `[batch, source]`. `mask` is boolean of the same shape,
+    /// true where there is a token.
+    fn encode(&self, source: &Tensor, mask: &Tensor, train: bool) -> Tensor;
+
+    /// The state of a decoder that has written nothing, for encoded sources with their mask.
+    fn start(&self, memory: &Tensor, mask: &Tensor) -> DecoderState;
+
+    /// Scores of the token after each of `target` `[batch, length]`, which follow those that the state has seen:
+    /// `[batch, length, target vocabulary]`.
+    fn decode(&self, target: &Tensor, state: &mut DecoderState, train: bool) -> Tensor;
+
+    /// Scores for whole targets, as training needs them: `[batch, target, target vocabulary]`.
+    fn forward(&self, source: &Tensor, mask: &Tensor, target: &Tensor, train: bool) -> Tensor {
+        let memory = self.encode(source, mask, train);
+        self.decode(target, &mut self.start(&memory, mask), train)
+    }
+}
+
+/// What a decoder keeps between steps.
+#[derive(Debug)]
+pub struct DecoderState {
+    layers: Vec<LayerState>,
+    /// `[batch, 1, 1, source]`, true where there is a token.
+    memory_mask: Tensor,
+}
+
+#[derive(Debug)]
+struct LayerState {
+    own: LayerCache,
+    /// Keys and values of the source, `[batch, heads, source, head_dim]`.
+    memory: [Tensor; 2],
+}
+
+impl DecoderState {
+    fn new(memories: impl Iterator<Item = [Tensor; 2]>, mask: &Tensor) -> Self {
+        let layers = memories.map(|memory| LayerState { own: LayerCache::default(), memory }).collect();
+        Self { layers, memory_mask: key_mask(mask) }
+    }
+
+    /// How many target tokens have been seen.
+    pub fn len(&self) -> i64 {
+        self.layers.first().map_or(0, |layer| layer.own.len())
+    }
+
+    /// Whether none have.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps the rows of the batch that are numbered, in that order. Rows that change places only among hypotheses of one source
+    /// (`same_sources`) keep what they know of it.
+    pub fn select(&mut self, rows: &Tensor, same_sources: bool) {
+        for layer in &mut self.layers {
+            layer.own.select(rows);
+            if !same_sources {
+                layer.memory = layer.memory.each_ref().map(|tensor| tensor.index_select(0, rows));
+            }
+        }
+        if !same_sources {
+            self.memory_mask = self.memory_mask.index_select(0, rows);
+        }
+    }
+}
+
+/// A mask `[batch, length]` in the form that attention takes: `[batch, 1, 1, length]`.
+fn key_mask(mask: &Tensor) -> Tensor {
+    mask.unsqueeze(1).unsqueeze(1)
+}
