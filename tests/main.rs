@@ -5,6 +5,7 @@
 mod support;
 
 mod accumulation;
+mod augmentation;
 mod bad_input;
 mod evaluation;
 mod export;

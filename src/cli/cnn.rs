@@ -13,7 +13,8 @@ use super::args::TrainArgs;
 use super::family::{Family, FamilyRecipe, Network, Prediction};
 use super::session;
 use crate::data::decode::ImageForm;
-use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
+use crate::data::image_dataset::{Features, ImageDataset};
+use crate::data::images::{ImageDataConfig, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Sequential};
 use crate::data::{Batch, Dataset, Draw, Splits};
@@ -93,6 +94,11 @@ impl Family for Cnn {
         if let Some((key, _)) = unfit.iter().find(|(_, given)| *given && recipe.data.multi_label) {
             bail_input!(
                 "training.{key} is for images with one label each, which data.multi_label says they have not"
+            );
+        }
+        if training.focal_gamma > 0.0 && recipe.data.augment.mixes() {
+            bail_input!(
+                "training.focal_gamma is for images of one class, which data.augment.mixup and cutmix make images of two: leave one out"
             );
         }
         recipe.data.validate()
@@ -352,7 +358,7 @@ impl Family for Cnn {
 }
 
 /// Samples as they are.
-const EVALUATION: Draw = Draw { seed: 0, epoch: 0, train: false };
+const EVALUATION: Draw<'static> = Draw { seed: 0, epoch: 0, train: false, copies: &[] };
 
 /// Features that are kept without being asked to.
 const MOST_FEATURE_BYTES: u64 = 2 << 30;
@@ -421,13 +427,14 @@ pub struct BatchesArgs {
 }
 
 /// `batches`: the first training batches of a recipe, augmented and normalised, in a file. `images.N` is `[batch, channels, height, width]`
-/// float32, `labels.N` `[batch]` int64.
+/// float32, `labels.N` `[batch]` int64, or, where images are mixed, the probabilities `[batch, classes]` float32.
 pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
     let log = Log::new(Verbosity::from_flags(arguments.train.quiet, true));
     let mut recipe = session::new_recipe::<Cnn>(&arguments.train)?;
     session::prepare(&mut recipe.training)?;
     let splits = Cnn::open(&mut recipe, &log)?;
     let normalisation = recipe.data.normalisation(splits.train.form().channels)?;
+    let classes = recipe.model.shape()?.classes;
     let config = &recipe.training;
     let sampler = trainer::sampler(config, splits.train.as_ref())?;
     let loading = LoaderConfig { workers: 1, ahead: 2, seed: config.seed, train: true };
@@ -435,8 +442,13 @@ pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
     let mut tensors = NamedTensors::new();
     for number in 0..arguments.count {
         let batch = loader.next_batch()?.batch;
-        tensors.insert(format!("images.{number}"), normalisation.apply(&batch.images)?);
-        tensors.insert(format!("labels.{number}"), batch.labels);
+        let images = normalisation.apply(&batch.images)?;
+        let (images, labels) = match batch.mix {
+            Some(mix) => (mix.images(&images)?, mix.targets(&batch.labels, classes)?),
+            None => (images, batch.labels),
+        };
+        tensors.insert(format!("images.{number}"), images);
+        tensors.insert(format!("labels.{number}"), labels);
     }
     write_safetensors(&arguments.file, &tensors)?;
     log.result(format!("wrote {} batches to {}", arguments.count, arguments.file.display()));

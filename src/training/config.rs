@@ -54,6 +54,8 @@ pub struct TrainingConfig {
     pub focal_gamma: f64,
     /// Which samples an epoch has.
     pub sampling: Sampling,
+    /// How often an epoch takes each of its samples in a row, varied anew each time (repeated augmentation). An epoch is as long as without it.
+    pub repeats: usize,
     /// Weight of each class in the loss.
     pub class_weights: Option<ClassWeights>,
     /// Decay of an exponential moving average of the weights, which evaluation then uses.
@@ -121,6 +123,7 @@ impl Default for TrainingConfig {
             label_smoothing: 0.0,
             focal_gamma: 0.0,
             sampling: Sampling::Shuffled,
+            repeats: 1,
             class_weights: None,
             ema: None,
             init_from: None,
@@ -235,6 +238,7 @@ impl TrainingConfig {
             ("batch_size", self.batch_size as u64),
             ("eval_batch_size", self.eval_batch_size() as u64),
             ("accumulate", self.accumulate as u64),
+            ("repeats", self.repeats as u64),
             ("log_every", self.log_every),
             ("eval_every", self.eval_every.unwrap_or(1)),
             ("save_every", self.save_every.unwrap_or(1)),
@@ -280,6 +284,11 @@ impl TrainingConfig {
         if self.focal_gamma > 0.0 && self.label_smoothing > 0.0 {
             bail_input!(
                 "training has both focal_gamma and label_smoothing: the focal loss is defined for one right class; leave one out"
+            );
+        }
+        if self.repeats > 1 && self.sampling != Sampling::Shuffled {
+            bail_input!(
+                "training.repeats is for samples that come in turn: leave out it or training.sampling"
             );
         }
         if self.ema.is_some_and(|decay| !(0.0..1.0).contains(&decay)) {
