@@ -120,6 +120,11 @@ impl ImageClassification {
         &self.classes
     }
 
+    /// The network.
+    pub fn model(&self) -> &dyn ImageModel {
+        self.model.as_ref()
+    }
+
     /// Whether an image may have several labels.
     pub fn is_multi_label(&self) -> bool {
         self.multi_label
