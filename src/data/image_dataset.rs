@@ -16,8 +16,8 @@ use super::pixel_cache::{Budget, PixelCache};
 use super::random::Random;
 use super::resize::Resize;
 use super::{Batch, Dataset, Draw, Stretches};
-use crate::bail_input;
-use crate::reporting::png_thumbnail;
+use crate::reporting::{png, png_thumbnail};
+use crate::{bad_input, bail_input};
 
 /// How a source's images become a model's input.
 #[derive(Clone, Debug)]
@@ -290,6 +290,30 @@ impl ImageDataset {
             ),
             None => Ok(()),
         }
+    }
+
+    /// The class of a sample.
+    pub fn class(&self, sample: usize) -> i64 {
+        self.label(sample)
+    }
+
+    /// A sample's file as it is, or its pixels as PNG, with the ending of its name.
+    pub fn content(&self, sample: usize) -> Result<(Vec<u8>, &'static str)> {
+        if let Some(content) = self.source.content(self.samples[sample])? {
+            let format = image::guess_format(&content)
+                .map_err(|error| bad_input!("{} is no image: {error}", self.describe(sample)))?;
+            return Ok((content, format.extensions_str().first().copied().unwrap_or("bin")));
+        }
+        let image = self.source.image(self.samples[sample])?;
+        let [height, width] = image.size();
+        let mut planes = Vec::new();
+        image.append_part(image.whole(), self.form().channels, &mut planes)?;
+        let (height, width) = (height as u32, width as u32);
+        let encoded = match self.form().channels {
+            1 => png(&planes, height, width, image::ExtendedColorType::L8)?,
+            channels => png(&interleaved(&planes, channels), height, width, image::ExtendedColorType::Rgb8)?,
+        };
+        Ok((encoded, "png"))
     }
 
     fn label(&self, sample: usize) -> i64 {

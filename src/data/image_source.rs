@@ -54,6 +54,11 @@ pub trait ImageSource: Send + Sync {
         None
     }
 
+    /// An image's file, where it has one.
+    fn content(&self, _position: usize) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// Whether images have to be decoded.
     fn is_encoded(&self) -> bool {
         false
@@ -386,6 +391,10 @@ impl ImageSource for EncodedImages {
         let location = &self.images[position].0;
         let (image, size) = decode_scaled(&location.describe(), &location.read()?, least)?;
         Ok((RawImage::Decoded(image), size))
+    }
+
+    fn content(&self, position: usize) -> Result<Option<Vec<u8>>> {
+        self.images[position].0.read().map(Some)
     }
 
     fn is_encoded(&self) -> bool {

@@ -303,6 +303,10 @@ impl ImageSource for ShardedImages {
         Ok((RawImage::Decoded(image), size))
     }
 
+    fn content(&self, position: usize) -> Result<Option<Vec<u8>>> {
+        self.read(position).map(Some)
+    }
+
     fn is_encoded(&self) -> bool {
         true
     }

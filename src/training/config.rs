@@ -11,6 +11,7 @@ use super::precision::Precision;
 use super::schedule::ScheduleConfig;
 use crate::bail_input;
 use crate::models::name_pattern;
+use crate::tasks::explanation::Method;
 
 /// How a model is trained. Every key has a default, so a recipe names only what it means to set.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -87,6 +88,8 @@ pub struct TrainingConfig {
     pub histograms_every: Option<u64>,
     /// How many samples the event files show with their predictions at each evaluation, where samples are pictures.
     pub examples: usize,
+    /// How the report explains mistakes and uncertain predictions of images; not at all if left out.
+    pub explain: Option<Method>,
     /// Arithmetic of the forward and backward pass.
     pub precision: Precision,
     /// `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -139,6 +142,7 @@ impl Default for TrainingConfig {
             log_every: 50,
             histograms_every: None,
             examples: 8,
+            explain: None,
             precision: Precision::Fp32,
             device: "auto".to_owned(),
             threads: None,
@@ -203,6 +207,7 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     "training.keep",
     "training.histograms_every",
     "training.examples",
+    "training.explain",
     "training.early_stop",
     "training.device",
     "training.threads",
@@ -210,6 +215,8 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     // Which format it is follows from the path.
     "data.format",
     "data.path",
+    // Kept images are the same as decoded ones.
+    "data.cache_mb",
 ];
 
 impl TrainingConfig {
