@@ -8,6 +8,7 @@ mod accumulation;
 mod augmentation;
 mod bad_input;
 mod evaluation;
+mod explanations;
 mod export;
 mod fine_tuning;
 mod full_disk;

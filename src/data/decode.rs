@@ -137,10 +137,13 @@ pub fn decode_scaled(
     let opened = Opened::new(name, content)?;
     let size = opened.size();
     let needed = least(size);
-    let halves = (0..2).all(|axis| size[axis] >= 2 * needed[axis]);
-    let scaled = match halves && opened.is_jpeg {
-        true => decode_smaller(content, opened.stored(needed)),
-        false => None,
+    let scale =
+        [8, 4, 2].into_iter().find(|&scale| (0..2).all(|axis| size[axis].div_ceil(scale) >= needed[axis]));
+    let scaled = match scale {
+        Some(scale) if opened.is_jpeg => {
+            decode_smaller(content, opened.stored(size.map(|side| side.div_ceil(scale))))
+        }
+        _ => None,
     };
     let image = match scaled {
         Some(mut image) => {
@@ -152,7 +155,7 @@ pub fn decode_scaled(
     Ok((image, size))
 }
 
-/// A JPEG file's image at the least of its scales that covers a height and width. None for what this decoder does not take (damaged files, CMYK): the
+/// A JPEG file's image at the scale of this height and width. None for what this decoder does not take (damaged files, CMYK): the
 /// usual one has the last word.
 fn decode_smaller(content: &[u8], [height, width]: [usize; 2]) -> Option<DynamicImage> {
     let mut decoder = jpeg_decoder::Decoder::new(content);

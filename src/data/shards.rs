@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::decode::{RawImage, decode, decode_scaled};
 use super::fingerprint::Fingerprint;
 use super::image_source::ImageSource;
-use super::image_tree::{Part, is_image_name};
+use super::image_tree::{Part, is_image_name, parts_of_archives};
 use crate::{bad_input, bail_input, files};
 
 /// An archive on disk.
@@ -111,7 +111,7 @@ struct Sample {
 pub fn read_shards(paths: &[PathBuf]) -> Result<ShardedParts> {
     let (mut shards, mut names) = (Vec::new(), Names::default());
     let mut members: BTreeMap<Part, Vec<Member>> = BTreeMap::new();
-    for path in paths {
+    for (path, part) in paths.iter().zip(parts_of_archives(paths)) {
         let file = File::open(path).map_err(|error| files::cannot_read(path, &error))?;
         let mut magic = [0; 2];
         if file.read_exact_at(&mut magic, 0).is_ok() && magic == [0x1f, 0x8b] {
@@ -122,7 +122,7 @@ pub fn read_shards(paths: &[PathBuf]) -> Result<ShardedParts> {
         }
         shards.push(Shard { path: path.clone(), file, ahead: AtomicU64::new(0) });
         let number = shards.len() - 1;
-        read_members(&shards[number], number as u32, &mut names, &mut members)?;
+        read_members(&shards[number], number as u32, part, &mut names, &mut members)?;
     }
     let Some(training) = members.get(&Part::Train) else {
         bail_input!(
@@ -165,6 +165,7 @@ pub fn read_shards(paths: &[PathBuf]) -> Result<ShardedParts> {
 fn read_members(
     shard: &Shard,
     number: u32,
+    part: Option<Part>,
     names: &mut Names,
     members: &mut BTreeMap<Part, Vec<Member>>,
 ) -> Result<()> {
@@ -180,7 +181,7 @@ fn read_members(
         let inside = entry.path().map_err(damaged)?.into_owned();
         let key = inside.with_extension("");
         if key != sample.key {
-            finish(&std::mem::take(&mut sample), path, names, members)?;
+            finish(&std::mem::take(&mut sample), path, part, names, members)?;
             sample.key = key;
         }
         let extension =
@@ -212,7 +213,7 @@ fn read_members(
             }
         }
     }
-    finish(&sample, path, names, members)
+    finish(&sample, path, part, names, members)
 }
 
 /// The label in a sample's JSON, if it has one.
@@ -230,6 +231,7 @@ fn label_of_json(text: &str) -> serde_json::Result<Option<String>> {
 fn finish(
     sample: &Sample,
     shard: &Path,
+    part: Option<Part>,
     names: &mut Names,
     members: &mut BTreeMap<Part, Vec<Member>>,
 ) -> Result<()> {
@@ -237,7 +239,7 @@ fn finish(
     let in_folder = sample.folders.iter().position(|folder| Part::of_name(folder).is_some());
     let part = match in_folder {
         Some(place) => Part::of_name(&sample.folders[place]),
-        None => part_of_archive(shard),
+        None => part,
     };
     let label = match sample.label {
         Some(label) => label,
@@ -258,13 +260,6 @@ fn finish(
     };
     members.entry(part.unwrap_or(Part::Train)).or_default().push(Member { label, ..image });
     Ok(())
-}
-
-/// The part that an archive's name begins with: `val-0003.tar`.
-fn part_of_archive(path: &Path) -> Option<Part> {
-    let name = path.file_stem()?.to_string_lossy().into_owned();
-    let word: String = name.chars().take_while(|character| character.is_alphabetic()).collect();
-    Part::of_name(&word)
 }
 
 impl ShardedImages {

@@ -1,7 +1,7 @@
 //! Which pixels an image classifier's answer comes from.
 //!
 //! Grad-CAM (Selvaraju et al., 2016), integrated gradients (Sundararajan, Taly, Yan, 2017) and occlusion (Zeiler, Fergus, 2013), with the arithmetic of captum's
-//! `LayerGradCam` on the last maps, `IntegratedGradients(method="riemann_middle")` and `Occlusion`. All explain a logit.
+//! `LayerGradCam` on the last maps, `IntegratedGradients` and `Occlusion`. All explain a logit.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -36,8 +36,8 @@ pub struct Explanation {
     pub gap: Option<f64>,
 }
 
-/// Points on the way from black to the image, at first and at most: until the gap is below [`SMALL_GAP`].
-const FIRST_POINTS: usize = 32;
+/// Points on the way from black to the image, at least and at most: until the gap is below [`SMALL_GAP`].
+const LEAST_POINTS: usize = 32;
 const MOST_POINTS: usize = 2048;
 const SMALL_GAP: f64 = 0.01;
 /// Images computed at a time.
@@ -127,18 +127,22 @@ pub fn integrated_gradients(
         let scores = score(task, &Tensor::f_cat(&[input, baseline], 0)?, class)?;
         scores.f_double_value(&[0])? - scores.f_double_value(&[1])?
     };
-    let mut points = FIRST_POINTS;
+    // The trapezoidal rule, each time with the points in the middles of those before.
+    let mut parts = mean_gradients(task, input, baseline, class, &[0.0, 1.0])?;
+    let mut points = 1;
     loop {
-        let parts = integrated_gradients_at(task, input, baseline, class, points)?;
+        parts = parts
+            .f_add(&integrated_gradients_at(task, input, baseline, class, points)?)?
+            .f_div_scalar(2.0)?;
+        points *= 2;
         let gap = (parts.f_sum(Kind::Double)?.f_double_value(&[])? - whole).abs() / whole.abs().max(1e-12);
-        if gap <= SMALL_GAP || points >= MOST_POINTS {
+        if (gap <= SMALL_GAP && points >= LEAST_POINTS) || points >= MOST_POINTS {
             return Ok((parts, gap));
         }
-        points *= 2;
     }
 }
 
-/// The same with so many points, in the middles of equal parts of the way.
+/// The same by the midpoint rule with so many points.
 pub fn integrated_gradients_at(
     task: &ImageClassification,
     input: &Tensor,
@@ -146,17 +150,27 @@ pub fn integrated_gradients_at(
     class: i64,
     points: usize,
 ) -> Result<Tensor> {
+    let middles: Vec<f32> = (0..points).map(|point| (point as f32 + 0.5) / points as f32).collect();
+    mean_gradients(task, input, baseline, class, &middles)
+}
+
+/// (input − baseline) · mean gradient at some places on the way, given as shares of it.
+fn mean_gradients(
+    task: &ImageClassification,
+    input: &Tensor,
+    baseline: &Tensor,
+    class: i64,
+    places: &[f32],
+) -> Result<Tensor> {
     let way = input.f_sub(baseline)?;
     let mut sum = way.f_zeros_like()?;
-    for first in (0..points).step_by(CHUNK) {
-        let shares: Vec<f32> =
-            (first..(first + CHUNK).min(points)).map(|point| (point as f32 + 0.5) / points as f32).collect();
-        let shares = Tensor::f_from_slice(&shares)?.f_to_device(input.device())?.f_view([-1, 1, 1, 1])?;
-        let places = baseline.f_add(&way.f_mul(&shares)?)?.detach().set_requires_grad(true);
-        let gradients = gradient(&score(task, &places, class)?, &places)?;
+    for shares in places.chunks(CHUNK) {
+        let shares = Tensor::f_from_slice(shares)?.f_to_device(input.device())?.f_view([-1, 1, 1, 1])?;
+        let images = baseline.f_add(&way.f_mul(&shares)?)?.detach().set_requires_grad(true);
+        let gradients = gradient(&score(task, &images, class)?, &images)?;
         sum = sum.f_add(&gradients.f_sum_dim_intlist(0i64, true, Kind::Float)?)?;
     }
-    Ok(sum.f_mul(&way)?.f_div_scalar(points as f64)?)
+    Ok(sum.f_mul(&way)?.f_div_scalar(places.len() as f64)?)
 }
 
 /// The mean loss of score over all positions of a square that cover a pixel, `[height, width]`. Squares are filled with 0, the mean colour, and lie `stride`
