@@ -5,8 +5,10 @@
 mod support;
 
 mod accumulation;
+mod augmentation;
 mod bad_input;
 mod evaluation;
+mod explanations;
 mod export;
 mod fine_tuning;
 mod full_disk;

@@ -1,5 +1,7 @@
 //! `eval`: metrics of a run on one part of its data.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use serde_json::json;
 
@@ -7,6 +9,7 @@ use super::args::{EvalArgs, EvalFormat, Part};
 use super::family::Family;
 use super::print;
 use super::session::Session;
+use crate::data::image_dataset::Views;
 use crate::distributed::SingleProcess;
 use crate::recipe;
 use crate::reporting::{self, Log, Verbosity};
@@ -38,6 +41,10 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     };
     let name = format!("{part:?}").to_lowercase();
     let data = data.ok_or_else(|| bad_input!("the data have no {name} part; choose another --split"))?;
+    let data = match arguments.tta {
+        Views::None => data,
+        views => Arc::new(F::with_views(&data, views)?),
+    };
 
     let bar = log.progress(&name, 0, None);
     let settings = EvaluationSettings::of(&recipe.training);

@@ -12,7 +12,7 @@ use super::efficientnet::{EfficientNet, Scaling};
 use super::efficientnet_lite::EfficientNetLite;
 use super::googlenet::GoogLeNet;
 use super::inception::InceptionV3;
-use super::layers::NormConfig;
+use super::layers::{NormConfig, global_average};
 use super::lenet::LeNet5;
 use super::mlp::Mlp;
 use super::mobilenet::{MobileNetV2, MobileNetV3, V3Size};
@@ -26,12 +26,23 @@ use super::vision_transformer::{Size, VisionTransformer};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input};
 
-/// A network from images to class scores: a backbone that makes features, and a head that makes scores of them.
+/// A network from images to class scores: a backbone that makes maps and of them features, and a head that makes scores of these.
 ///
 /// In each function `train` turns dropout and batch statistics on.
 pub trait ImageModel: std::fmt::Debug {
+    /// `[batch, channels, height, width]` to the last maps before their places are given up, `[batch, maps, rows, columns]`; in networks
+    /// without convolutions, what comes before the features, of another number of dimensions.
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor;
+
+    /// Maps to what the head takes, batch first: by default their means.
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        global_average(maps)
+    }
+
     /// `[batch, channels, height, width]` to what the head takes, batch first.
-    fn features(&self, images: &Tensor, train: bool) -> Tensor;
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+        self.pool(&self.maps(images, train), train)
+    }
 
     /// Features to logits `[batch, classes]`.
     fn head(&self, features: &Tensor, train: bool) -> Tensor;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::ptr;
 use std::slice;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::{check, device_code, ffi, new_tensor, new_text};
@@ -183,8 +183,15 @@ impl ScriptModule {
 
     /// Casts floating-point parameters and buffers.
     pub fn cast(&self, kind: Kind) -> Result<()> {
+        let code = match kind {
+            Kind::Half => 5,
+            Kind::Float => 6,
+            Kind::Double => 7,
+            Kind::BFloat16 => 15,
+            other => bail!("modules are cast to types of floating point, not to {other:?}"),
+        };
         // SAFETY: the module is alive.
-        check(unsafe { ffi::suite_script_cast(self.module, kind.c_int() as i8) })
+        check(unsafe { ffi::suite_script_cast(self.module, code) })
     }
 
     /// Names of its methods.

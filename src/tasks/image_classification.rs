@@ -8,7 +8,9 @@ use super::classification::{ClassificationEvaluator, Judged, METRICS};
 use super::multi_label::{self, MultiLabelEvaluator};
 use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
 use crate::bail_input;
-use crate::data::images::{ImageBatch, Normalisation};
+use crate::data::augment::mixing::Mix;
+use crate::data::image_dataset::ImageBatch;
+use crate::data::images::Normalisation;
 use crate::models::image::{ImageModel, WeightedScores};
 use crate::models::{Parameters, Role};
 use crate::training::fine_tuning::is_of;
@@ -118,6 +120,11 @@ impl ImageClassification {
         &self.classes
     }
 
+    /// The network.
+    pub fn model(&self) -> &dyn ImageModel {
+        self.model.as_ref()
+    }
+
     /// Whether an image may have several labels.
     pub fn is_multi_label(&self) -> bool {
         self.multi_label
@@ -134,7 +141,7 @@ impl ImageClassification {
         Ok(if self.multi_label { logits.f_sigmoid()? } else { logits.f_softmax(-1, Kind::Float)? })
     }
 
-    /// The summed loss of a batch. Computed in float32 under autocast too, as in PyTorch.
+    /// The summed loss of a batch of classes, or of targets that give each class a probability. Computed in float32 under autocast too, as in PyTorch.
     fn loss_sum(&self, logits: &Tensor, labels: &Tensor, mode: Mode) -> Result<Tensor> {
         let logits = logits.f_to_kind(Kind::Float)?;
         let (weights, smoothing, gamma) = match mode {
@@ -164,10 +171,29 @@ impl ImageClassification {
             .context("computing the cross-entropy")
     }
 
+    /// The logits of what several views of each sample are on average taken for: probabilities are averaged.
+    fn averaged(&self, logits: &Tensor, views: i64) -> Result<Tensor> {
+        if views == 1 {
+            return Ok(logits.shallow_clone());
+        }
+        let logits = logits.f_to_kind(Kind::Float)?;
+        // [batch · views, classes] to [batch, views, classes]
+        let of_views = |values: Tensor| values.f_unflatten(0, [-1, views]);
+        Ok(match self.multi_label {
+            true => of_views(logits.f_sigmoid()?)?.f_mean_dim(1i64, false, Kind::Float)?.f_logit(1e-7)?,
+            false => {
+                let logs = of_views(logits.f_log_softmax(-1, Kind::Float)?)?;
+                logs.f_logsumexp(1i64, false)?.f_sub_scalar((views as f64).ln())?
+            }
+        })
+    }
+
     /// How many samples are wholly right: a scalar on the device.
     fn right(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let right = match self.multi_label {
             true => logits.f_ge(0.0)?.f_eq_tensor(&labels.f_gt(0.5)?)?.f_all_dim(-1, false)?,
+            // Of mixed targets, the share that the class has.
+            false if labels.dim() == 2 => labels.f_gather(1, &logits.f_argmax(-1, true)?, false)?,
             false => logits.f_argmax(-1, false)?.f_eq_tensor(labels)?,
         };
         Ok(right.f_sum(Kind::Float)?)
@@ -188,13 +214,22 @@ impl ImageClassification {
         !self.backbone.iter().any(Tensor::requires_grad)
     }
 
-    /// The logits of a batch, and those of auxiliary classifiers.
-    fn scores(&self, images: &Tensor, mode: Mode) -> Result<(Tensor, Vec<WeightedScores>)> {
+    /// The logits of a batch, mixed if asked to, and those of auxiliary classifiers.
+    fn scores(
+        &self,
+        images: &Tensor,
+        mix: Option<&Mix>,
+        mode: Mode,
+    ) -> Result<(Tensor, Vec<WeightedScores>)> {
         let train = mode == Mode::Train;
         if images.kind() != Kind::Uint8 {
             return Ok((self.model.head(images, train), Vec::new()));
         }
         let images = self.normalise(images)?;
+        let images = match mix {
+            Some(mix) => mix.images(&images)?,
+            None => images,
+        };
         Ok(match mode {
             // Dropout belongs to what learns.
             Mode::Train if self.backbone_is_frozen() => {
@@ -232,7 +267,8 @@ impl Task for ImageClassification {
 
     fn weight(&self, batch: &ImageBatch, mode: Mode) -> Result<f64> {
         match &self.class_weights {
-            Some((weights, _)) if mode == Mode::Train => {
+            // Of targets that are probabilities, PyTorch divides by the samples even with class weights.
+            Some((weights, _)) if mode == Mode::Train && batch.mix.is_none() => {
                 Ok(weights.f_index_select(0, &batch.labels)?.f_sum(Kind::Double)?.f_double_value(&[])?)
             }
             _ => Ok(batch.labels.size()[0] as f64),
@@ -240,18 +276,23 @@ impl Task for ImageClassification {
     }
 
     fn step(&mut self, batch: &ImageBatch, mode: Mode) -> Result<StepOutput> {
-        let (logits, auxiliary) = self.scores(&batch.images, mode)?;
+        let (logits, auxiliary) = self.scores(&batch.images, batch.mix.as_ref(), mode)?;
+        let labels = match &batch.mix {
+            Some(mix) => mix.targets(&batch.labels, self.classes.len() as i64)?,
+            None => batch.labels.shallow_clone(),
+        };
         let logits = if mode == Mode::Evaluate && self.temperature != 1.0 {
             logits.f_div_scalar(self.temperature)?
         } else {
             logits
         };
-        let mut loss_sum = self.loss_sum(&logits, &batch.labels, mode)?;
+        let logits = self.averaged(&logits, batch.views)?;
+        let mut loss_sum = self.loss_sum(&logits, &labels, mode)?;
         for WeightedScores { scores, weight } in &auxiliary {
-            let auxiliary = self.loss_sum(scores, &batch.labels, mode)?.f_mul_scalar(*weight)?;
+            let auxiliary = self.loss_sum(scores, &labels, mode)?.f_mul_scalar(*weight)?;
             loss_sum = loss_sum.f_add(&auxiliary)?;
         }
-        let right = self.right(&logits.detach(), &batch.labels)?;
+        let right = self.right(&logits.detach(), &labels)?;
         let outcome = (mode == Mode::Evaluate)
             .then(|| Outcome { prediction: logits.detach(), target: batch.labels.shallow_clone() });
         let sums = vec![Sum { name: "accuracy", total: right, weight: batch.labels.size()[0] as f64 }];

@@ -2,6 +2,7 @@
 
 pub mod calibration;
 pub mod classification;
+pub mod explanation;
 pub mod image_classification;
 pub mod multi_label;
 pub mod table_prediction;
