@@ -38,6 +38,7 @@ pub mod native;
 pub mod recipe;
 pub mod regression;
 pub mod reporting;
+pub mod script;
 pub mod scoring;
 pub mod tasks;
 pub mod training;

@@ -52,6 +52,9 @@ pub struct TrainArgs {
     /// Start from weights: a run, safetensors, a file of torch.save or torch.jit.save, a Hugging Face folder, or hf:ORG/NAME[/FILE]
     #[arg(long, value_name = "RUN|FILE")]
     pub init_from: Option<PathBuf>,
+    /// Take the TorchScript module of --init-from as it is and put this on top: linear, or none where its output is class scores
+    #[arg(long, value_name = "NAME", requires = "init_from")]
+    pub head: Option<String>,
     /// Refuse weights of --init-from that do not fit to the last tensor, and in `regression` a solver that has not converged
     #[arg(long)]
     pub strict: bool,
@@ -397,7 +400,14 @@ impl TrainArgs {
         put(&mut list, "model.name", &self.model);
         put(&mut list, "training.optimizer", &named(&self.optimizer));
         put(&mut list, "training.schedule", &named(&self.schedule));
-        put(&mut list, "training.init_from", &self.init_from);
+        match &self.head {
+            Some(head) => {
+                list.push(("model.name", json!(crate::models::scripted::NAME)));
+                put(&mut list, "model.script.file", &self.init_from);
+                list.push(("model.script.head", json!(head)));
+            }
+            None => put(&mut list, "training.init_from", &self.init_from),
+        }
         put(&mut list, "training.init_strict", &self.strict.then_some(true));
         put(&mut list, "training.epochs", &self.epochs);
         put(&mut list, "training.steps", &self.steps);

@@ -1,6 +1,6 @@
 //! The family `cnn`: image classification.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Sequential};
 use crate::data::{Batch, Dataset, Draw, Splits};
 use crate::models::image::{self, ImageModelConfig, ImageShape, REGISTRY};
+use crate::models::scripted::ATTACHMENT;
 use crate::models::pretrained::{Preprocessing, preprocessing_of};
 use crate::models::{Parameters, Role};
 use crate::native::modes::InferenceMode;
@@ -108,6 +109,9 @@ impl Family for Cnn {
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<ImageDataset>>> {
+        if let Some(script) = &recipe.model.script {
+            recipe.attachments.add_file(ATTACHMENT, &script.file);
+        }
         recipe.data.resolve()?;
         let OpenedImages { splits, form, classes: names, warnings } =
             recipe.data.open(recipe.training.seed)?;
@@ -153,7 +157,7 @@ impl Family for Cnn {
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {
         let shape = recipe.model.shape()?;
         let device = parameters.device();
-        let model = image::build(&parameters.root(), &recipe.model)?;
+        let model = image::build(&parameters.root(), &located(recipe))?;
         let classes = recipe.data.classes.clone();
         let classes = classes.unwrap_or_else(|| (0..shape.classes).map(|class| class.to_string()).collect());
         let class_weights = match &recipe.training.class_weights {
@@ -301,6 +305,10 @@ impl Family for Cnn {
         Ok(vec![task.forward(&inputs[0], Mode::Evaluate)])
     }
 
+    fn save_script(task: &ImageClassification, path: &Path) -> Option<Result<()>> {
+        task.save_script(path)
+    }
+
     fn predict(
         task: &mut ImageClassification,
         recipe: &FamilyRecipe<Self>,
@@ -377,6 +385,15 @@ impl Family for Cnn {
         }
         Ok(())
     }
+}
+
+/// The model of a recipe; a module of somebody else's is the copy in the run, where there is one.
+fn located(recipe: &FamilyRecipe<Cnn>) -> ImageModelConfig {
+    let mut model = recipe.model.clone();
+    if let (Some(script), Some(file)) = (&mut model.script, recipe.attachments.file(ATTACHMENT)) {
+        script.file = file;
+    }
+    model
 }
 
 /// Samples as they are.

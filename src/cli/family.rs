@@ -1,6 +1,6 @@
 //! What a model family tells the shared verbs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -105,6 +105,11 @@ pub trait Family: Sized {
 
     /// The outputs of a trained task's network.
     fn forward(task: &Self::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// Writes a trained task's network as a TorchScript module where it is made of one; else it is traced.
+    fn save_script(_task: &Self::Task, _path: &Path) -> Option<Result<()>> {
+        None
+    }
 
     /// Predictions for inputs of the command line. A family whose predictions are no ranked classes has a verb of its own.
     fn predict(

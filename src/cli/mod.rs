@@ -20,6 +20,7 @@ mod session;
 pub mod shards;
 mod table;
 pub mod tokenizer;
+pub mod torchscript;
 mod train;
 
 pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};

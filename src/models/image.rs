@@ -1,5 +1,7 @@
 //! What image classifiers have in common, and the list of them.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -19,6 +21,7 @@ use super::mobilenet::{MobileNetV2, MobileNetV3, V3Size};
 use super::resnet::BlockKind::{self, Basic, Bottleneck};
 use super::resnet::ResNet;
 use super::resnet_cifar::ResNetCifar;
+use super::scripted::{self, ScriptConfig, ScriptedModel};
 use super::small_cnn::{KerasCnn, TorchCnn};
 use super::squeezenet::{SqueezeNet, Version};
 use super::vgg::Vgg;
@@ -55,6 +58,11 @@ pub trait ImageModel: std::fmt::Debug {
         self.head(&self.features(images, train), train)
     }
 
+    /// Writes the network as the TorchScript module that it is made of; nothing where it is made of layers of ours, which are traced.
+    fn save_script(&self, _path: &Path) -> Option<Result<()>> {
+        None
+    }
+
     /// The logits of a training step, and those of classifiers that exist for training only.
     fn learn(&self, images: &Tensor) -> (Tensor, Vec<WeightedScores>) {
         (self.forward(images, true), Vec::new())
@@ -87,6 +95,9 @@ pub struct ImageModelConfig {
     /// Probability with which the last residual branch is left out in training, earlier ones in proportion to their depth; the architecture's
     /// own if left out.
     pub stochastic_depth: Option<f64>,
+    /// The module behind the name `torchscript`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptConfig>,
 }
 
 /// What a constructor needs to know of its input and output.
@@ -110,6 +121,7 @@ impl ImageModelConfig {
             image_size: None,
             dropout: None,
             stochastic_depth: None,
+            script: None,
         }
     }
 
@@ -139,7 +151,19 @@ impl ImageModelConfig {
 
     /// Checks every value on its own.
     pub fn validate(&self) -> Result<()> {
-        let architecture = find(&self.name)?;
+        if self.name == scripted::NAME && self.script.is_none() {
+            bail_input!("model.script is missing: give the module's file with --init-from FILE --head linear");
+        }
+        if self.script.is_some() && self.name != scripted::NAME {
+            bail_input!("model.script goes with the name `{}`, not with `{}`", scripted::NAME, self.name);
+        }
+        let (dropout, stochastic_depth) = match &self.script {
+            Some(_) => (None, None),
+            None => {
+                let architecture = find(&self.name)?;
+                (architecture.dropout, architecture.stochastic_depth)
+            }
+        };
         let positive = [
             ("num_classes", self.num_classes),
             ("in_channels", self.in_channels),
@@ -151,8 +175,8 @@ impl ImageModelConfig {
             }
         }
         for (key, given, own) in [
-            ("dropout", self.dropout, architecture.dropout),
-            ("stochastic_depth", self.stochastic_depth, architecture.stochastic_depth),
+            ("dropout", self.dropout, dropout),
+            ("stochastic_depth", self.stochastic_depth, stochastic_depth),
         ] {
             match (given, own) {
                 (Some(value), _) if !(0.0..1.0).contains(&value) => {
@@ -324,6 +348,9 @@ pub fn find(name: &str) -> Result<&'static ImageArchitecture> {
 
 /// Builds the model that `config` names, with the architecture's own dropout where the config has none.
 pub fn build(scope: &Scope, config: &ImageModelConfig) -> Result<Box<dyn ImageModel>> {
+    if let Some(script) = &config.script {
+        return boxed(ScriptedModel::new(scope, config, script));
+    }
     let architecture = find(&config.name)?;
     let config = ImageModelConfig {
         dropout: config.dropout.or(architecture.dropout),

@@ -25,6 +25,7 @@ mod parameters;
 pub mod pretrained;
 pub mod resnet;
 pub mod resnet_cifar;
+pub mod scripted;
 pub mod small_cnn;
 pub mod squeezenet;
 pub mod summary;

@@ -274,6 +274,14 @@ unsafe extern "C" {
         output: *const c_char,
         result: *mut *mut C_tensor,
     ) -> Outcome;
+    pub fn suite_script_save_with_head(
+        module: *const ScriptModule,
+        method: *const c_char,
+        output: *const c_char,
+        weight: Tensor,
+        bias: Tensor,
+        path: *const c_char,
+    ) -> Outcome;
     pub fn suite_script_optimise(on: bool);
     pub fn suite_package_load(
         path: *const c_char,

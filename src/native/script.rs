@@ -158,6 +158,33 @@ impl ScriptModule {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// Writes a module that calls a method of this one, takes one of its outputs, flattens it, and puts a linear layer on it.
+    pub fn save_with_head(
+        &self,
+        method: &str,
+        output: &str,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        path: &Path,
+    ) -> Result<()> {
+        let (method, output, name) = (CString::new(method)?, CString::new(output)?, path_text(path)?);
+        let bias = match bias {
+            Some(bias) => bias.shallow_clone(),
+            None => Tensor::f_zeros([weight.size()[0]], (weight.kind(), weight.device()))?,
+        };
+        // SAFETY: everything is alive, and texts are terminated.
+        check(unsafe {
+            ffi::suite_script_save_with_head(
+                self.module,
+                method.as_ptr(),
+                output.as_ptr(),
+                weight.as_ptr(),
+                bias.as_ptr(),
+                name.as_ptr(),
+            )
+        })
+    }
+
     /// Where its tensors are.
     pub fn device(&self) -> Device {
         self.device

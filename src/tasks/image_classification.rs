@@ -1,5 +1,7 @@
 //! One label for each image: cross-entropy, accuracy, and per-class scores.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tch::{Kind, Reduction, Tensor};
@@ -202,6 +204,11 @@ impl ImageClassification {
     /// Normalised images, `[batch, channels, height, width]` floats, to logits `[batch, classes]`.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
         self.model.forward(images, mode == Mode::Train)
+    }
+
+    /// Writes the network as the TorchScript module that it is made of, where it is.
+    pub fn save_script(&self, path: &Path) -> Option<Result<()>> {
+        self.model.save_script(path)
     }
 
     /// What the backbone makes of a batch of pixels: the input of the head, on the model's device.

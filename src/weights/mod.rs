@@ -17,6 +17,7 @@ pub use dtype::{Class, Dtype};
 pub use report::{LoadReport, Mismatch};
 pub use safetensors::{read_safetensors, write_safetensors};
 pub use source::open;
+pub use torch_file::script_modules;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -177,6 +177,18 @@ c10::IValue convert(const SuiteValue& value, const c10::TypePtr& type, const std
       for (size_t i = 0; i + 1 < value.children.size(); i += 2) {
         const SuiteValue& key = *value.children[i];
         const std::string inside = where + "[" + (key.kind == kText ? key.text : std::to_string(key.integer)) + "]";
+        // JSON has no other keys than texts.
+        if (key.kind == kText && declared.getKeyType()->kind() == c10::TypeKind::IntType) {
+          SuiteValue number;
+          number.kind = kInt;
+          try {
+            number.integer = std::stoll(key.text);
+          } catch (const std::exception&) {
+            refuse(inside, declared.getKeyType(), key);
+          }
+          dict.insert(convert(number, declared.getKeyType(), inside, device), convert(*value.children[i + 1], declared.getValueType(), inside, device));
+          continue;
+        }
         dict.insert(convert(key, declared.getKeyType(), inside, device), convert(*value.children[i + 1], declared.getValueType(), inside, device));
       }
       return dict;
@@ -455,6 +467,32 @@ char* suite_script_forward(const Module* module, const char* name, const at::Ten
     }
     TORCH_CHECK(made.isTensor(), "the chosen output of `", name, "` is ", made.tagKind(), " and not a tensor");
     suite::give(result, made.toTensor());
+  });
+}
+
+char* suite_script_save_with_head(const Module* module, const char* name, const char* output, const at::Tensor* weight, const at::Tensor* bias,
+                                  const char* path) {
+  return suite::guarded([&] {
+    const auto returned = method_of(*module, name).function().getSchema().returns().at(0).type();
+    std::string chosen;
+    const std::string wanted(output);
+    if (returned->kind() == c10::TypeKind::TupleType || returned->kind() == c10::TypeKind::ListType) {
+      chosen = "[" + (wanted.empty() ? std::string("0") : std::to_string(std::stoul(wanted))) + "]";
+    } else if (returned->kind() == c10::TypeKind::DictType) {
+      TORCH_CHECK(wanted.find_first_of("\"\\\n") == std::string::npos, "the output `", wanted, "` cannot be named in code");
+      chosen = "[\"" + wanted + "\"]";
+    }
+    const auto unit = std::make_shared<torch::jit::CompilationUnit>();
+    Module root(c10::QualifiedName("__torch__.Classifier"), unit);
+    Module head(c10::QualifiedName("__torch__.Head"), unit);
+    for (Module& made : {std::ref(root), std::ref(head)}) made.register_attribute("training", c10::BoolType::get(), false);
+    head.register_parameter("weight", *weight, false);
+    head.register_parameter("bias", *bias, false);
+    root.register_module("backbone", *module);
+    root.register_module("head", head);
+    root.define("def forward(self, images):\n    features = self.backbone." + std::string(name) + "(images)" + chosen +
+                "\n    return torch.linear(torch.flatten(features, 1), self.head.weight, self.head.bias)\n");
+    root.save(path);
   });
 }
 
