@@ -39,6 +39,7 @@ pub mod recipe;
 pub mod regression;
 pub mod reporting;
 pub mod scoring;
+pub mod script;
 pub mod tasks;
 pub mod training;
 pub mod weights;

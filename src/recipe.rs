@@ -48,12 +48,13 @@ pub struct Recipe<M, D> {
 pub struct Attachments {
     folder: Option<PathBuf>,
     added: BTreeMap<String, Arc<str>>,
+    copied: BTreeMap<String, PathBuf>,
 }
 
 impl Attachments {
     /// What lies in the folder of a run.
     pub fn of(run: &Path) -> Self {
-        Self { folder: Some(run.to_owned()), added: BTreeMap::new() }
+        Self { folder: Some(run.to_owned()), ..Self::default() }
     }
 
     /// Adds a file.
@@ -75,8 +76,23 @@ impl Attachments {
         }
     }
 
+    /// Adds a copy of a file, unless the run has one of that name already.
+    pub fn add_file(&mut self, name: &str, source: &Path) {
+        if self.folder.as_ref().is_none_or(|folder| !folder.join(name).exists()) {
+            self.copied.insert(name.to_owned(), source.to_owned());
+        }
+    }
+
+    /// The file of that name in the run's folder, if it is there.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file())
+    }
+
     /// Writes what was added into the folder of a run.
     pub fn write(&self, run: &Path) -> Result<()> {
+        for (name, source) in &self.copied {
+            files::write_atomic(&run.join(name), &files::read(source)?)?;
+        }
         for (name, text) in &self.added {
             files::write_atomic(&run.join(name), text.as_bytes())?;
         }

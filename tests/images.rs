@@ -565,3 +565,313 @@ fn damaged_cifar_files_are_refused() {
     let only_test = pictures.write("only-test.tar", &tar_of(&[("test_batch.bin", whole)]));
     pictures.refuses(&only_test, &[], &[&path(&only_test), "no CIFAR training file"]);
 }
+
+/// A folder's pictures in shards `train-0.tar` …, with their classes beside them, and two images of each class in `val-0.tar`.
+fn write_shards(pictures: &Pictures, name: &str) -> PathBuf {
+    let member = |(number, (class, planes)): (usize, &Image)| {
+        let label = if number % 2 == 0 {
+            (format!("{number:04}.cls"), NAMES[*class].as_bytes().to_vec())
+        } else {
+            (format!("{number:04}.json"), json!({"label": NAMES[*class], "more": 1}).to_string().into_bytes())
+        };
+        [(format!("{number:04}.png"), png(planes)), label]
+    };
+    let (held_out, learned): (Vec<_>, Vec<_>) =
+        pictures.images.iter().enumerate().partition(|(number, _)| number % EACH >= 6);
+    for (shard, images) in learned.chunks(7).enumerate() {
+        let members: Vec<_> = images.iter().copied().flat_map(member).collect();
+        pictures.write(&format!("{name}/train-{shard}.tar"), &tar_of(&members));
+    }
+    let members: Vec<_> = held_out.into_iter().flat_map(member).collect();
+    pictures.write(&format!("{name}/val-0.tar"), &tar_of(&members));
+    pictures.folder.join(name)
+}
+
+#[test]
+fn archives_in_sequence_give_every_image_once_and_resume() {
+    let pictures = Pictures::new();
+    let shards = write_shards(&pictures, "shards");
+    let out = pictures.folder.join("batches.safetensors");
+    let arguments =
+        ["batches", "--quiet", "--recipe", "keras-cnn-cifar10", "--count", "3", "--batch-size", "8"];
+    let files = ["--set", "data.shuffle_buffer=5", "--data", &path(&shards), "--file", &path(&out)];
+    done(arguments.into_iter().chain(files));
+    let batches = tch_suite::weights::read_safetensors(&out).unwrap();
+    let mut found: Vec<Image> = Vec::new();
+    for number in 0..3 {
+        let labels: Vec<i64> = Vec::try_from(&batches[&format!("labels.{number}")]).unwrap();
+        let images = (&batches[&format!("images.{number}")] * 255.0).round().to_kind(tch::Kind::Uint8);
+        for (position, label) in labels.into_iter().enumerate() {
+            let planes = Vec::<u8>::try_from(images.get(position as i64).flatten(0, -1)).unwrap();
+            found.push((label as usize, planes));
+        }
+    }
+    let mut expected: Vec<Image> = pictures
+        .images
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| number % EACH < 6)
+        .map(|(_, image)| image.clone())
+        .collect();
+    assert_ne!(found, expected, "the order is not that of the archives");
+    found.sort();
+    expected.sort();
+    assert!(found == expected, "not every image once with its class");
+
+    let settings = [
+        "data.shuffle_buffer=5",
+        "data.augment={\"crop_padding\": 2, \"flip\": true}",
+        "training.batch_size=4",
+    ];
+    let train = |name: &str, steps: &str| {
+        let finished = pictures.try_train(&shards, name, &[&settings[..], &[steps]].concat());
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        pictures.run(name)
+    };
+    let weights = |run: &Path| std::fs::read(run.join("checkpoints/last/model.safetensors")).unwrap();
+    let whole = train("whole", "training.steps=10");
+    let halves = train("halves", "training.steps=4");
+    resume(&halves, &["--steps", "10"]);
+    assert!(weights(&whole) == weights(&halves), "a resumed run goes another way");
+
+    let gzipped = pictures.write("gzipped.tar.gz", &gzipped(&tar_of(&pictures.files())));
+    pictures.refuses(&gzipped, &["data.shuffle_buffer=5"], &["gzipped.tar.gz", "compressed"]);
+    let unlabelled = pictures.write("unlabelled.tar", &tar_of(&[("a.png", png(&pictures.images[0].1))]));
+    pictures.refuses(&unlabelled, &["data.shuffle_buffer=5"], &["unlabelled.tar:a has no label"]);
+    pictures.refuses(
+        &pictures.tree("tree"),
+        &["data.shuffle_buffer=5"],
+        &["data.shuffle_buffer is for tar archives"],
+    );
+}
+
+#[test]
+fn the_shards_of_a_set_hold_the_set() {
+    let pictures = Pictures::new();
+    let tree = pictures.write_all("parts", &pictures.in_parts());
+    let cifar = pictures.write("one.bin", &pictures.records(&pictures.images));
+    pictures.train(&tree, "run");
+    for (data, name) in [(tree, "of-tree"), (cifar, "of-cifar")] {
+        let shards = pictures.folder.join(name);
+        done(["shards", &path(&data), "--out", &path(&shards), "--seed", "3"]);
+        let mut losses = Vec::new();
+        for source in [&data, &shards] {
+            let run = path(&pictures.run("run"));
+            let found =
+                done(["eval", &run, "--data", &path(source), "--split", "train", "--format", "json"]).stdout;
+            let found: Value = serde_json::from_str(&found).unwrap();
+            losses.push((found["samples"].as_u64(), found["metrics"]["loss"].as_f64().unwrap()));
+        }
+        // The classes of a binary file are numbers, of another order than the names that the run knows; the held-out tenth is chosen by position.
+        if name == "of-tree" {
+            assert_eq!(losses[0].0, losses[1].0);
+            assert!((losses[0].1 - losses[1].1).abs() < 1e-6, "{losses:?}");
+        }
+        let again = pictures.folder.join("again");
+        done(["shards", &path(&data), "--out", &path(&again), "--seed", "3"]);
+        let archive = "train-000000.tar";
+        assert!(std::fs::read(again.join(archive)).unwrap() == std::fs::read(shards.join(archive)).unwrap());
+        std::fs::remove_dir_all(&again).unwrap();
+    }
+}
+
+#[test]
+fn keeping_decoded_images_changes_nothing() {
+    let pictures = Pictures::new();
+    let tree = pictures.tree("tree");
+    for (name, augment) in [
+        ("plain", "{}"),
+        ("crops", r#"{"resized_crop": {"scale": [0.2, 0.8]}, "flip": true}"#),
+        ("shifts", r#"{"crop_padding": 3, "color_jitter": {"hue": 0.2}}"#),
+    ] {
+        let augment = format!("data.augment={augment}");
+        let weights = |run: String, more: &[&str]| {
+            let settings = [&["training.steps=12", &augment], more].concat();
+            let finished = pictures.try_train(&tree, &run, &settings);
+            assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+            std::fs::read(pictures.run(&run).join("checkpoints/last/model.safetensors")).unwrap()
+        };
+        let kept = weights(format!("{name}-kept"), &["data.cache_mb=1", "training.workers=2"]);
+        assert!(kept == weights(format!("{name}-decoded"), &[]), "{name}");
+    }
+}
+
+/// A JPEG file of a smooth picture.
+fn photograph(height: u32, width: u32) -> Vec<u8> {
+    let value = |x: u32, y: u32| {
+        [
+            128.0 + 100.0 * (x as f64 / 23.0).sin(),
+            128.0 + 100.0 * (y as f64 / 31.0).cos(),
+            (x + y) as f64 / 2.5,
+        ]
+    };
+    let picture =
+        image::RgbImage::from_fn(width, height, |x, y| image::Rgb(value(x, y).map(|value| value as u8)));
+    let mut file = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut file, image::ImageFormat::Jpeg).unwrap();
+    file.into_inner()
+}
+
+#[test]
+fn large_photographs_are_decoded_smaller_in_training_only() {
+    use tch_suite::data::decode::decode_scaled;
+    use tch_suite::data::images::ImageDataConfig;
+    use tch_suite::data::{Dataset, Draw};
+
+    let content = photograph(240, 320);
+    let decoded = |least: [usize; 2]| {
+        let (image, full) = decode_scaled("photograph", &content, &mut |_| least).unwrap();
+        assert_eq!(full, [240, 320]);
+        [image.height(), image.width()]
+    };
+    assert_eq!(decoded([240, 320]), [240, 320]);
+    assert_eq!(decoded([121, 100]), [240, 320]);
+    assert_eq!(decoded([100, 150]), [120, 160]);
+    assert_eq!(decoded([10, 61]), [60, 80]);
+    assert_eq!(decoded([10, 10]), [30, 40]);
+
+    let pictures = Pictures::new();
+    for (number, name) in NAMES.iter().enumerate() {
+        pictures.write(&format!("photos/{name}/{number}.jpg"), &content);
+    }
+    let open = |scaled: bool, augment: Value| {
+        let config: ImageDataConfig = serde_json::from_value(json!({
+            "format": "folder", "path": pictures.folder.join("photos"), "val_fraction": 0, "image_size": [32, 32],
+            "scaled_decoding": scaled, "augment": augment,
+        }))
+        .unwrap();
+        config.validate().unwrap();
+        config.open(0).unwrap().splits.train
+    };
+    let pixels = |scaled: bool, augment: Value, train: bool| {
+        let draw = Draw { seed: 1, epoch: 0, train, copies: &[] };
+        let batch = open(scaled, augment).batch(&[0, 1, 2, 3], draw).unwrap();
+        Vec::<u8>::try_from(batch.images.flatten(0, -1)).unwrap()
+    };
+    for augment in [json!({}), json!({"resized_crop": {}, "flip": true})] {
+        assert!(pixels(true, augment.clone(), false) == pixels(false, augment.clone(), false));
+        let (scaled, whole) = (pixels(true, augment.clone(), true), pixels(false, augment.clone(), true));
+        assert!(scaled != whole, "{augment}: it is not scaled");
+        let difference: f64 = scaled.iter().zip(&whole).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+        let mean = difference / whole.len() as f64;
+        assert!(mean < 3.0, "{augment}: {mean} levels on average");
+    }
+}
+
+#[test]
+fn looks_at_an_image_are_averaged() {
+    let pictures = Pictures::new();
+    let files = pictures.in_parts();
+    let folder = pictures.write_all("parts", &files);
+    pictures.train(&folder, "run");
+    let run = path(&pictures.run("run"));
+    let tested: Vec<_> = files.iter().filter(|(name, _)| name.starts_with("test/")).collect();
+    let mut loss = 0.0;
+    for (name, content) in &tested {
+        let label = name.split('/').nth(1).unwrap();
+        let mirrored = pictures.folder.join("mirrored.png");
+        image::load_from_memory(content).unwrap().fliph().save(&mirrored).unwrap();
+        let inputs = [path(&folder.join(name)), path(&mirrored)];
+        let found =
+            done(["predict", &run, &inputs[0], &inputs[1], "--top-k", "4", "--format", "jsonl"]).stdout;
+        let probability = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let of_label = line["top"].as_array().unwrap().iter().find(|one| one["label"] == label).unwrap();
+            of_label["probability"].as_f64().unwrap()
+        };
+        loss -= (found.lines().map(probability).sum::<f64>() / 2.0).ln() / tested.len() as f64;
+    }
+    let evaluated = |views: &str| {
+        let found = done(["eval", &run, "--tta", views, "--format", "json"]).stdout;
+        serde_json::from_str::<Value>(&found).unwrap()["metrics"]["loss"].as_f64().unwrap()
+    };
+    assert!((evaluated("flip") - loss).abs() < 1e-5, "{}, not {loss}", evaluated("flip"));
+    assert!((evaluated("none") - loss).abs() > 1e-5);
+    assert_refused(
+        &self::run(&mut cnn(["eval", &run, "--tta", "ten-crop"])),
+        2,
+        &["data.resize.shorter_side"],
+    );
+
+    let larger = ["data.image_size=[24,24]", "data.resize.shorter_side=32"];
+    assert_eq!(pictures.try_train(&folder, "larger", &larger).code, Some(0));
+    let run = path(&pictures.run("larger"));
+    for views in ["five-crop", "ten-crop"] {
+        done(["eval", &run, "--tta", views]);
+    }
+}
+
+#[test]
+fn crops_of_an_evaluation_are_torchvisions() {
+    use tch_suite::data::image_dataset::Views;
+    use tch_suite::data::images::ImageDataConfig;
+    use tch_suite::data::{Dataset, Draw};
+
+    let pictures = Pictures::new();
+    let config: ImageDataConfig = serde_json::from_value(json!({
+        "format": "folder", "path": pictures.tree("tree"), "val_fraction": 0, "image_size": [20, 24], "resize": {"shorter_side": 32},
+    }))
+    .unwrap();
+    let data = config.open(0).unwrap().splits.train;
+    let draw = Draw { seed: 0, epoch: 0, train: false, copies: &[] };
+    let batch = data.with_views(Views::TenCrop).unwrap().batch(&[5], draw).unwrap();
+    assert_eq!((batch.images.size(), batch.views), (vec![10, 3, 20, 24], 10));
+    let whole = tch::Tensor::from_slice(&pictures.images[5].1).view([3, 32, 32]);
+    // `TenCrop`: the corners, the middle, and these of the mirrored image, whose corners come from the other side.
+    let cut = |image: &tch::Tensor, top: i64, left: i64| image.narrow(1, top, 20).narrow(2, left, 24);
+    let places = [(0, 0), (0, 8), (12, 0), (12, 8), (6, 4)];
+    for (number, (top, left)) in places.into_iter().enumerate() {
+        let expected = cut(&whole, top, left);
+        assert_eq!(batch.images.get(number as i64), expected, "crop {number}");
+        assert_eq!(batch.images.get(5 + number as i64), expected.flip([2]), "mirrored crop {number}");
+    }
+}
+
+#[test]
+fn a_sheet_shows_variations_beside_their_images() {
+    let pictures = Pictures::new();
+    let (tree, out) = (path(&pictures.tree("tree")), path(&pictures.folder.join("sheet.png")));
+    let set = r#"data.augment={"crop_padding": 4, "policy": {"name": "trivial-augment"}, "mixup": 0.5}"#;
+    done([
+        "augment",
+        &tree,
+        "--recipe",
+        "resnet20-cifar10",
+        "--out",
+        &out,
+        "--images",
+        "3",
+        "--variations",
+        "4",
+        "--set",
+        set,
+    ]);
+    let sheet = image::open(&out).unwrap().to_rgb8();
+    assert_eq!(sheet.dimensions(), (5 * 100 + 4, 3 * 100 + 4));
+    let tile = |row: u32, column: u32| {
+        (0..32 * 32)
+            .map(|place| sheet.get_pixel(4 + 100 * column + place % 32 * 3, 4 + 100 * row + place / 32 * 3).0)
+            .collect::<Vec<_>>()
+    };
+    for row in 0..3 {
+        let plain = tile(row, 0);
+        let is_plain = |(_, planes): &Image| {
+            (0..32 * 32).all(|place| [0, 1, 2].map(|channel| planes[channel * 1024 + place]) == plain[place])
+        };
+        assert!(pictures.images.iter().any(is_plain), "row {row} begins with no image of the set");
+        assert!((1..5).all(|column| tile(row, column) != plain) && tile(row, 1) != tile(row, 2));
+    }
+    let misspelt = r#"data.augment={"mixupp": 0.5}"#;
+    let refused = run(&mut cnn(["augment", &tree, "--out", &out, "--set", misspelt]));
+    assert_refused(&refused, 2, &["data.augment", "mixupp", "did you mean `mixup`?"]);
+    for (setting, word) in [
+        (r#"{"grayscale": 1.5}"#, "data.augment.grayscale is 1.5"),
+        (r#"{"blur": {"kernel_size": 4}}"#, "kernel_size is 4"),
+        (r#"{"policy": {"name": "rand-augment", "magnitude": 31}}"#, "magnitude 31"),
+        (r#"{"crop_padding": 4, "resized_crop": {}}"#, "leave one out"),
+        (r#"{"resized_crop": {"scale": [0.5, 0.2]}}"#, "resized_crop.scale is [0.5, 0.2]"),
+    ] {
+        let set = format!("data.augment={setting}");
+        assert_refused(&run(&mut cnn(["augment", &tree, "--out", &out, "--set", &set])), 2, &[word]);
+    }
+}

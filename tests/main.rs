@@ -5,9 +5,11 @@
 mod support;
 
 mod accumulation;
+mod augmentation;
 mod bad_input;
 mod encoders;
 mod evaluation;
+mod explanations;
 mod export;
 mod fine_tuning;
 mod full_disk;

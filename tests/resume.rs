@@ -47,7 +47,7 @@ enum Moment {
 
 use Moment::*;
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case {
         name: "momentum and dropout",
         model: "lenet5",
@@ -104,6 +104,21 @@ const CASES: [Case; 8] = [
             "training.threads=2",
             "training.histograms_every=5",
             r#"data.augment={"crop_padding": 2, "flip": true}"#,
+        ],
+        moments: &[DuringSave, Random, LastStep],
+    },
+    Case {
+        name: "every variation, mixing, repeats",
+        model: "resnet20",
+        settings: &[
+            "training.repeats=2",
+            "training.workers=2",
+            "training.class_weights=[1, 2, 0.5, 1]",
+            "training.label_smoothing=0.1",
+            r#"data.augment={"resized_crop": {}, "flip": true, "vertical_flip": true, "rotation": 15, "lookup": "bilinear",
+                "affine": {"degrees": 5, "translate": [0.1, 0.1], "scale": [0.8, 1.2], "shear": [5, 5]}, "policy": {"name": "rand-augment"},
+                "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "probability": 0.8}, "grayscale": 0.1,
+                "blur": {"probability": 0.5}, "erasing": {"fill": "random"}, "mixup": 0.2, "cutmix": 1}"#,
         ],
         moments: &[DuringSave, Random, LastStep],
     },

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tch_suite::cli::cnn::Cnn;
 use tch_suite::cli::{Family, FamilyRecipe};
-use tch_suite::data::images::ImageBatch;
+use tch_suite::data::image_dataset::ImageBatch;
 use tch_suite::models::Parameters;
 use tch_suite::native::modes::InferenceMode;
 use tch_suite::recipe;
@@ -104,6 +104,8 @@ pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
             Ok(ImageBatch {
                 images: Tensor::f_randint(256, images, (Kind::Uint8, Device::Cpu))?,
                 labels: Tensor::f_randint(workload.classes, [size as i64], (Kind::Int64, Device::Cpu))?,
+                mix: None,
+                views: 1,
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -116,7 +118,12 @@ pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
         Mode::Train => {
             let batches: Batches<ImageBatch> = Box::new(move |number| {
                 let batch = &pool[number % pool.len()];
-                Ok(ImageBatch { images: batch.images.shallow_clone(), labels: batch.labels.shallow_clone() })
+                Ok(ImageBatch {
+                    images: batch.images.shallow_clone(),
+                    labels: batch.labels.shallow_clone(),
+                    mix: None,
+                    views: 1,
+                })
             });
             timed(&mut Training::new(&recipe.training, task, batches)?)
         }

@@ -129,6 +129,32 @@ def main():
         # Against the first class, [column, class - 1].
         "coef": fit.params.to_numpy().tolist(),
     }
+    frame = pd.read_csv(TABLES / "diabetes.csv")
+    y = frame.pop("target")
+    x = sm.add_constant(frame)
+    # scikit-learn fits the scale along with the coefficients; RLM is told it.
+    joint = HuberRegressor(epsilon=1.35, alpha=0.0, tol=1e-12, max_iter=10**5).fit(StandardScaler().fit_transform(frame), y)
+    norm = sm.robust.norms.HuberT(t=1.35)
+    fit = sm.RLM(y, x, M=norm).fit(start_params=np.zeros(x.shape[1]), start_scale=joint.scale_, update_scale=False, tol=1e-13, maxiter=10**4)
+    statistics["huber"] = {
+        "scale": float(joint.scale_),
+        "coef": fit.params.tolist(),
+        "std_err": fit.bse.tolist(),
+        "p": fit.pvalues.tolist(),
+    }
+    for quantile in [0.5, 0.8]:
+        fit = sm.QuantReg(y, x).fit(q=quantile, max_iter=10**4, p_tol=1e-10)
+        # As QuantReg computes it, but for rows through which the fit goes: their residuals are zero and not what rounding leaves.
+        residual = np.where(np.abs(fit.resid) < 1e-6, 0.0, fit.resid)
+        share = np.where(residual > 0, (quantile * fit.sparsity) ** 2, ((1 - quantile) * fit.sparsity) ** 2)
+        design = x.to_numpy()
+        inverse = np.linalg.pinv(design.T @ design)
+        covariance = inverse @ (design.T * share @ design) @ inverse
+        statistics[f"quantile_{quantile}"] = {
+            "coef": fit.params.tolist(),
+            "std_err": np.sqrt(np.diag(covariance)).tolist(),
+            "figures": {"sparsity": float(fit.sparsity), "bandwidth": float(fit.bandwidth), "pseudo_r2": float(fit.prsquared)},
+        }
     json.dump({"statistics": statistics, "cases": cases}, sys.stdout)
     print()
 

@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tch_suite::cli::augment::{AugmentArgs, augment};
 use tch_suite::cli::calibrate::{CalibrateArgs, calibrate};
 use tch_suite::cli::cnn::{BatchesArgs, Cnn, write_batches};
+use tch_suite::cli::explain::{self, ExplainArgs};
+use tch_suite::cli::shards::{self, ShardsArgs};
 use tch_suite::cli::{self, CommonVerb};
 
 #[derive(Parser)]
@@ -21,6 +24,12 @@ enum Verb {
     Batches(Box<BatchesArgs>),
     /// Make a run's probabilities true: fit one temperature on its validation part
     Calibrate(Box<CalibrateArgs>),
+    /// A picture of training images with their variations
+    Augment(Box<AugmentArgs>),
+    /// A picture of which pixels an answer comes from
+    Explain(Box<ExplainArgs>),
+    /// Write a data set as tar archives that training reads in sequence
+    Shards(Box<ShardsArgs>),
 }
 
 fn main() -> ExitCode {
@@ -28,5 +37,8 @@ fn main() -> ExitCode {
         Verb::Common(verb) => cli::run_common::<Cnn>(verb),
         Verb::Batches(arguments) => write_batches(&arguments),
         Verb::Calibrate(arguments) => calibrate(&arguments),
+        Verb::Augment(arguments) => augment(&arguments),
+        Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Shards(arguments) => shards::run(&arguments),
     })
 }

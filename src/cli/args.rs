@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::data::image_dataset::Views;
+use crate::tasks::explanation::Method;
 use crate::training::precision::Precision;
 
 /// The verbs of every family.
@@ -46,13 +48,16 @@ pub struct TrainArgs {
     /// Folder of the run [default: runs/RECIPE, numbered if it exists]
     #[arg(long, value_name = "RUN")]
     pub out: Option<PathBuf>,
-    /// Continue this run; only --epochs, --steps, --data, --device, --threads, --workers, --save-every, --keep, --early-stop and
-    /// --histograms-every may differ from it, and --data only says where the same data are now
+    /// Continue this run; only --epochs, --steps, --data, --device, --threads, --workers, --save-every, --keep, --early-stop,
+    /// --histograms-every and --explain may differ from it, and --data only says where the same data are now
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "init_from"])]
     pub resume: Option<PathBuf>,
     /// Start from weights: a run, safetensors, a file of torch.save or torch.jit.save, a Hugging Face folder, or hf:ORG/NAME[/FILE]
     #[arg(long, value_name = "RUN|FILE")]
     pub init_from: Option<PathBuf>,
+    /// Take the TorchScript module of --init-from as it is and put this on top: linear, or none where its output is class scores
+    #[arg(long, value_name = "NAME", requires = "init_from")]
+    pub head: Option<String>,
     /// Refuse weights of --init-from that do not fit to the last tensor, and in `regression` a solver that has not converged
     #[arg(long)]
     pub strict: bool,
@@ -125,6 +130,9 @@ pub struct TrainArgs {
     /// Steps between histograms of weights and gradients in the TensorBoard files [default: none are written]
     #[arg(long, value_name = "STEPS")]
     pub histograms_every: Option<u64>,
+    /// Show in the report which pixels mistakes and uncertain predictions come from
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub explain: Option<Method>,
     /// Seed of initial weights, order, dropout and splits
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -251,6 +259,9 @@ pub struct EvalArgs {
     /// Which part [default: test, else validation]
     #[arg(long, value_enum)]
     pub split: Option<Part>,
+    /// Average the probabilities of several looks at each image
+    #[arg(long, value_enum, value_name = "VIEWS", default_value_t = Views::None)]
+    pub tta: Views,
     /// How to print
     #[arg(long, value_enum, default_value_t = EvalFormat::Table)]
     pub format: EvalFormat,
@@ -397,7 +408,14 @@ impl TrainArgs {
         put(&mut list, "model.name", &self.model);
         put(&mut list, "training.optimizer", &named(&self.optimizer));
         put(&mut list, "training.schedule", &named(&self.schedule));
-        put(&mut list, "training.init_from", &self.init_from);
+        match &self.head {
+            Some(head) => {
+                list.push(("model.name", json!(crate::models::scripted::NAME)));
+                put(&mut list, "model.script.file", &self.init_from);
+                list.push(("model.script.head", json!(head)));
+            }
+            None => put(&mut list, "training.init_from", &self.init_from),
+        }
         put(&mut list, "training.init_strict", &self.strict.then_some(true));
         put(&mut list, "training.epochs", &self.epochs);
         put(&mut list, "training.steps", &self.steps);
@@ -420,6 +438,7 @@ impl TrainArgs {
         put(&mut list, "training.save_every", &self.save_every);
         put(&mut list, "training.keep", &self.keep);
         put(&mut list, "training.histograms_every", &self.histograms_every);
+        put(&mut list, "training.explain", &self.explain);
         put(&mut list, "training.seed", &self.seed);
         put(&mut list, "data.val_fraction", &self.val_fraction);
         put(&mut list, "training.workers", &self.workers);

@@ -1,32 +1,37 @@
 //! The family `cnn`: image classification.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::args::TrainArgs;
+use super::explain::{explain_planes, pair};
 use super::family::{Family, FamilyRecipe, Network, Prediction};
 use super::session;
 use crate::data::decode::ImageForm;
-use crate::data::images::{Features, ImageDataConfig, ImageDataset, MNIST_MINI, OpenedImages, decode_file};
+use crate::data::image_dataset::{Features, ImageDataset, Views};
+use crate::data::images::{ImageDataConfig, MNIST_MINI, OpenedImages, decode_file};
 use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::order::{Sampler, Sequential};
 use crate::data::{Batch, Dataset, Draw, Splits};
 use crate::models::image::{self, ImageModelConfig, ImageShape, REGISTRY};
 use crate::models::pretrained::{Preprocessing, preprocessing_of};
+use crate::models::scripted::ATTACHMENT;
 use crate::models::{Parameters, Role};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
 use crate::reporting::{
     Chart, ConfusionMatrix, Example, Log, Mark, Progress, Report, Sample, Scale, Series, Verbosity, format,
+    png_thumbnail,
 };
 use crate::tasks::calibration::{Bin, expected_error};
 use crate::tasks::criterion::ClassificationLoss;
+use crate::tasks::explanation::Method;
 use crate::tasks::image_classification::{ImageClassification, listed};
 use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights, Sampling};
@@ -96,10 +101,18 @@ impl Family for Cnn {
                 "training.{key} is for images with one label each, which data.multi_label says they have not"
             );
         }
+        if training.focal_gamma > 0.0 && recipe.data.augment.mixes() {
+            bail_input!(
+                "training.focal_gamma is for images of one class, which data.augment.mixup and cutmix make images of two: leave one out"
+            );
+        }
         recipe.data.validate()
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<ImageDataset>>> {
+        if let Some(script) = &recipe.model.script {
+            recipe.attachments.add_file(ATTACHMENT, &script.file);
+        }
         recipe.data.resolve()?;
         let OpenedImages { splits, form, classes: names, warnings } =
             recipe.data.open(recipe.training.seed)?;
@@ -145,7 +158,7 @@ impl Family for Cnn {
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {
         let shape = recipe.model.shape()?;
         let device = parameters.device();
-        let model = image::build(&parameters.root(), &recipe.model)?;
+        let model = image::build(&parameters.root(), &located(recipe))?;
         let classes = recipe.data.classes.clone();
         let classes = classes.unwrap_or_else(|| (0..shape.classes).map(|class| class.to_string()).collect());
         let class_weights = match &recipe.training.class_weights {
@@ -293,6 +306,10 @@ impl Family for Cnn {
         Ok(vec![task.forward(&inputs[0], Mode::Evaluate)])
     }
 
+    fn save_script(task: &ImageClassification, path: &Path) -> Option<Result<()>> {
+        task.save_script(path)
+    }
+
     fn predict(
         task: &mut ImageClassification,
         recipe: &FamilyRecipe<Self>,
@@ -328,9 +345,14 @@ impl Family for Cnn {
         Ok(predictions)
     }
 
+    fn with_views(data: &ImageDataset, views: Views) -> Result<ImageDataset> {
+        data.with_views(views)
+    }
+
     fn illustrate(
         report: &mut Report,
         recipe: &FamilyRecipe<Self>,
+        task: &ImageClassification,
         data: &ImageDataset,
         evaluation: &Evaluation,
     ) -> Result<()> {
@@ -345,15 +367,38 @@ impl Family for Cnn {
                 .charts
                 .push(reliability(&serde_json::from_value::<Vec<Bin>>(details["reliability"].clone())?));
         }
-        let shown = |key: &str| examples(listed(&details[key], &names, recipe.data.multi_label)?, data);
-        report.examples = shown("examples")?;
-        report.mistakes = shown("mistakes")?;
+        let picked = |key: &str| listed(&details[key], &names, recipe.data.multi_label);
+        report.examples = examples(picked("examples")?, data)?;
+        report.mistakes = examples(picked("mistakes")?, data)?;
+        if let Some(method) = recipe.training.explain {
+            let method_name = method.to_possible_value().map(|name| name.get_name().to_owned());
+            report.about_pictures = format!(
+                "Beside each image: what speaks for the prediction, by {}.",
+                method_name.unwrap_or_default()
+            );
+            report.uncertain = examples(picked("uncertain")?, data)?;
+            let explained = |(example, picked): (&mut Example, PredictedSample)| -> Result<()> {
+                example.input = Sample::Png(explained(task, data, picked.sample, method)?);
+                Ok(())
+            };
+            report.mistakes.iter_mut().zip(picked("mistakes")?).try_for_each(explained)?;
+            report.uncertain.iter_mut().zip(picked("uncertain")?).try_for_each(explained)?;
+        }
         Ok(())
     }
 }
 
+/// The model of a recipe; a module of somebody else's is the copy in the run, where there is one.
+fn located(recipe: &FamilyRecipe<Cnn>) -> ImageModelConfig {
+    let mut model = recipe.model.clone();
+    if let (Some(script), Some(file)) = (&mut model.script, recipe.attachments.file(ATTACHMENT)) {
+        script.file = file;
+    }
+    model
+}
+
 /// Samples as they are.
-const EVALUATION: Draw = Draw { seed: 0, epoch: 0, train: false };
+const EVALUATION: Draw<'static> = Draw { seed: 0, epoch: 0, train: false, copies: &[] };
 
 /// Features that are kept without being asked to.
 const MOST_FEATURE_BYTES: u64 = 2 << 30;
@@ -422,13 +467,14 @@ pub struct BatchesArgs {
 }
 
 /// `batches`: the first training batches of a recipe, augmented and normalised, in a file. `images.N` is `[batch, channels, height, width]`
-/// float32, `labels.N` `[batch]` int64.
+/// float32, `labels.N` `[batch]` int64, or, where images are mixed, the probabilities `[batch, classes]` float32.
 pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
     let log = Log::new(Verbosity::from_flags(arguments.train.quiet, true));
     let mut recipe = session::new_recipe::<Cnn>(&arguments.train)?;
     session::prepare(&mut recipe.training)?;
     let splits = Cnn::open(&mut recipe, &log)?;
     let normalisation = recipe.data.normalisation(splits.train.form().channels)?;
+    let classes = recipe.model.shape()?.classes;
     let config = &recipe.training;
     let sampler = trainer::sampler(config, splits.train.as_ref())?;
     let loading = LoaderConfig { workers: 1, ahead: 2, seed: config.seed, train: true };
@@ -436,8 +482,13 @@ pub fn write_batches(arguments: &BatchesArgs) -> Result<()> {
     let mut tensors = NamedTensors::new();
     for number in 0..arguments.count {
         let batch = loader.next_batch()?.batch;
-        tensors.insert(format!("images.{number}"), normalisation.apply(&batch.images)?);
-        tensors.insert(format!("labels.{number}"), batch.labels);
+        let images = normalisation.apply(&batch.images)?;
+        let (images, labels) = match batch.mix {
+            Some(mix) => (mix.images(&images)?, mix.targets(&batch.labels, classes)?),
+            None => (images, batch.labels),
+        };
+        tensors.insert(format!("images.{number}"), images);
+        tensors.insert(format!("labels.{number}"), labels);
     }
     write_safetensors(&arguments.file, &tensors)?;
     log.result(format!("wrote {} batches to {}", arguments.count, arguments.file.display()));
@@ -483,6 +534,25 @@ fn reliability(bins: &[Bin]) -> Chart {
         ),
         ..Chart::default()
     }
+}
+
+/// A sample beside what speaks for its most probable class, as PNG.
+fn explained(
+    task: &ImageClassification,
+    data: &ImageDataset,
+    sample: usize,
+    method: Method,
+) -> Result<Vec<u8>> {
+    const LARGEST_SIDE: u32 = 192;
+    let form = data.form();
+    let [height, width] = form.size;
+    let mut planes = Vec::new();
+    data.append_image(sample, &mut planes)?;
+    let explanation = explain_planes(task, &planes, form, None, method)?;
+    let [picture, explained] = pair(&planes, form, &explanation)?;
+    let rows = picture.chunks_exact(3 * width).zip(explained.chunks_exact(3 * width));
+    let side_by_side: Vec<u8> = rows.flat_map(|(left, right)| [left, right].concat()).collect();
+    png_thumbnail(&side_by_side, height as u32, 2 * width as u32, 3, LARGEST_SIDE)
 }
 
 /// Samples that the evaluation picked out, with their pictures.

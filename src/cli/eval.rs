@@ -1,12 +1,16 @@
 //! `eval`: metrics of a run on one part of its data.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use serde_json::json;
 
 use super::args::{EvalArgs, EvalFormat, Part};
-use super::family::Family;
+use super::family::{Family, FamilyRecipe};
 use super::print;
 use super::session::Session;
+use crate::data::Splits;
+use crate::data::image_dataset::Views;
 use crate::distributed::SingleProcess;
 use crate::recipe;
 use crate::reporting::{self, Log, Verbosity};
@@ -34,7 +38,35 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let mut recipe = session.recipe.clone();
     let splits = F::open(&mut recipe, &log)?;
-    let (part, data) = match arguments.split {
+    let Session { task, origin, step, .. } = session;
+    let evaluated = Evaluated { recipe: &recipe, splits, task, origin: &origin, step };
+    report::<F>(evaluated, arguments.split, arguments.tta, arguments.format, &log)
+}
+
+/// A model with the data that it is judged on.
+pub(super) struct Evaluated<'a, F: Family> {
+    /// As it was resolved.
+    pub recipe: &'a FamilyRecipe<F>,
+    /// The data.
+    pub splits: Splits<Arc<F::Dataset>>,
+    /// The model.
+    pub task: F::Task,
+    /// Where it comes from, for people.
+    pub origin: &'a str,
+    /// The step of its checkpoint, where it has one.
+    pub step: Option<u64>,
+}
+
+/// Evaluates on one part and prints the metrics.
+pub(super) fn report<F: Family>(
+    evaluated: Evaluated<'_, F>,
+    split: Option<Part>,
+    views: Views,
+    format: EvalFormat,
+    log: &Log,
+) -> Result<()> {
+    let Evaluated { recipe, splits, mut task, origin, step } = evaluated;
+    let (part, data) = match split {
         Some(Part::Train) => (Part::Train, Some(splits.train)),
         Some(Part::Validation) => (Part::Validation, splits.validation),
         Some(Part::Test) => (Part::Test, splits.test),
@@ -43,17 +75,20 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     };
     let name = format!("{part:?}").to_lowercase();
     let data = data.ok_or_else(|| bad_input!("the data have no {name} part; choose another --split"))?;
+    let data = match views {
+        Views::None => data,
+        views => Arc::new(F::with_views(&data, views)?),
+    };
 
     let bar = log.progress(&name, 0, None);
     let settings = EvaluationSettings::of(&recipe.training);
-    let evaluation =
-        evaluate(&mut session.task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
+    let evaluation = evaluate(&mut task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
     drop(bar);
     let Some(evaluation) = evaluation else { bail_input!("interrupted") };
-    match arguments.format {
+    match format {
         EvalFormat::Json => print(&serde_json::to_string_pretty(&json!({
             "split": name,
-            "step": session.step,
+            "step": step,
             "samples": crate::data::Dataset::len(data.as_ref()),
             "metrics": evaluation.metrics,
             "details": evaluation.details,
@@ -72,7 +107,14 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
             let words = evaluation.details["lines"].as_array().into_iter().flatten();
             let lines = words.filter_map(|line| line.as_str().map(str::to_owned));
             let rows = rows.into_iter().chain(lines).collect::<Vec<_>>();
-            print(&format!("{name}, {samples} samples, {}\n{}", session.origin, rows.join("\n")))
+            print(&format!(
+                "{name}, {samples} samples, {origin}
+{}",
+                rows.join(
+                    "
+"
+                )
+            ))
         }
     }
 }

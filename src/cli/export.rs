@@ -66,6 +66,14 @@ fn staged_name(out: &Path) -> Result<PathBuf> {
 
 /// Traces the network in evaluation mode, with parameters and buffers under their names. Another batch size works, since no layer reads it.
 fn trace<F: Family>(session: &Session<F>, path: &Path) -> Result<()> {
+    let flushed = || {
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| files::cannot_write(path, &error))
+    };
+    if let Some(saved) = F::save_script(&session.task, path) {
+        return saved.and_then(|()| flushed());
+    }
     let parameters = session.task.parameters();
     let device = parameters.device();
     let inputs = F::example_inputs(&session.recipe.model, 2)?
@@ -85,9 +93,7 @@ fn trace<F: Family>(session: &Session<F>, path: &Path) -> Result<()> {
     let class = class_name(F::NAME);
     trace_module(&class, &entries, &named, path, &mut |inputs| F::forward(&session.task, inputs))
         .context("tracing the network")?;
-    std::fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| files::cannot_write(path, &error))
+    flushed()
 }
 
 /// `cnn` as `Cnn`: the class that Python shows.

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::bail_input;
+use crate::data::image_dataset::Views;
 use crate::data::{Dataset, Splits};
 use crate::models::Parameters;
 use crate::recipe::{Preset, Recipe};
@@ -162,6 +163,11 @@ pub trait Family: Sized {
     /// The outputs of a trained task's network.
     fn forward(task: &Self::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
 
+    /// Writes a trained task's network as a TorchScript module where it is made of one; else it is traced.
+    fn save_script(_task: &Self::Task, _path: &Path) -> Option<Result<()>> {
+        None
+    }
+
     /// Predictions for inputs of the command line. A family whose predictions are no ranked classes has a verb of its own.
     fn predict(
         _task: &mut Self::Task,
@@ -172,10 +178,16 @@ pub trait Family: Sized {
         bail_input!("{} does not rank classes of files", Self::NAME)
     }
 
+    /// The same data with several looks at each sample in an evaluation.
+    fn with_views(_data: &Self::Dataset, _views: Views) -> Result<Self::Dataset> {
+        bail_input!("--tta is for images, which {} has none of", Self::NAME)
+    }
+
     /// Adds what the family shows of an evaluation to a report.
     fn illustrate(
         report: &mut Report,
         recipe: &FamilyRecipe<Self>,
+        task: &Self::Task,
         data: &Self::Dataset,
         evaluation: &Evaluation,
     ) -> Result<()>;

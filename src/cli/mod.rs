@@ -3,11 +3,13 @@
 //! A binary names its [`Family`]; the verbs are written once against it. Data go to stdout, everything else to stderr.
 
 mod args;
+pub mod augment;
 pub mod calibrate;
 pub mod cnn;
 mod compare;
 mod doctor;
 mod eval;
+pub mod explain;
 mod export;
 mod family;
 mod info;
@@ -16,8 +18,10 @@ mod recipes;
 pub mod regression;
 pub mod rnn;
 mod session;
+pub mod shards;
 mod table;
 pub mod tokenizer;
+pub mod torchscript;
 mod train;
 pub mod transformer;
 

@@ -298,7 +298,7 @@ fn with_arguments<F: Family>(
 }
 
 /// The names of classes in a file, one a line.
-fn read_classes(path: &Path) -> Result<Vec<String>> {
+pub(super) fn read_classes(path: &Path) -> Result<Vec<String>> {
     let text = files::read_text(path)?;
     let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if names.is_empty() || names.iter().any(String::is_empty) {

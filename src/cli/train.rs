@@ -198,6 +198,7 @@ fn conclude<F: Family>(
 
     write_report::<F>(
         of,
+        &task,
         looked_at.as_ref().map(|(data, evaluation)| (data.as_ref(), evaluation)),
         summary.clone(),
         &environment,
@@ -229,6 +230,7 @@ fn outcome(summary: &Summary, folder: &RunFolder) -> String {
 
 fn write_report<F: Family>(
     of: &Conclusion<'_, F>,
+    task: &F::Task,
     looked_at: Option<(&F::Dataset, &Evaluation)>,
     summary: Summary,
     environment: &Environment,
@@ -256,7 +258,7 @@ fn write_report<F: Family>(
         recipe,
     });
     if let Some((data, evaluation)) = looked_at {
-        F::illustrate(&mut report, of.recipe, data, evaluation)?;
+        F::illustrate(&mut report, of.recipe, task, data, evaluation)?;
     }
     let page = reporting::render(&report).context("making the report")?;
     files::write_atomic(&of.folder.file("report.html"), page.as_bytes())

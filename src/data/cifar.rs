@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::decode::ImageForm;
-use super::image_source::ImageStore;
+use super::image_source::{Bytes, ImageStore, Records};
 use super::image_tree::members;
 use crate::{bail_input, files};
 
@@ -44,21 +44,22 @@ pub fn find_folder(path: &Path) -> Option<PathBuf> {
 /// Reads a folder, an archive, or one file of records.
 pub fn read(path: &Path) -> Result<Cifar> {
     let name = path.display().to_string();
-    let mut contents: BTreeMap<String, Vec<u8>> = if path.is_dir() {
+    let mut contents: BTreeMap<String, Bytes> = if path.is_dir() {
         let folder = find_folder(path).unwrap_or_else(|| path.to_owned());
         let mut found = BTreeMap::new();
         for entry in std::fs::read_dir(&folder).map_err(|error| files::cannot_read(&folder, &error))? {
             let entry = entry.map_err(|error| files::cannot_read(&folder, &error))?;
             let file = entry.file_name().to_string_lossy().into_owned();
             if is_cifar_name(&file) {
-                found.insert(file, files::read(&entry.path())?);
+                found.insert(file, Bytes::open(&entry.path())?);
             }
         }
         found
     } else if path.extension().is_some_and(|extension| extension == "bin") {
-        BTreeMap::from([("data_batch_1.bin".to_owned(), files::read(path)?)])
+        BTreeMap::from([("data_batch_1.bin".to_owned(), Bytes::open(path)?)])
     } else {
-        members(path, is_cifar_name)?
+        let members = members(path, is_cifar_name)?;
+        members.into_iter().map(|(name, bytes)| (name, Bytes::Owned(bytes))).collect()
     };
     let names = ["batches.meta.txt", "fine_label_names.txt"].iter().find_map(|file| contents.remove(*file));
     let classes = names.map(|bytes| {
@@ -70,33 +71,34 @@ pub fn read(path: &Path) -> Result<Cifar> {
     if contents.is_empty() {
         bail_input!("{name} holds no CIFAR training file (data_batch_1.bin or train.bin)");
     }
-    let train: Vec<u8> = contents.into_values().flatten().collect();
     Ok(Cifar {
-        train: records(&format!("{name} training"), &train, fine)?,
-        test: test.map(|bytes| records(&format!("{name} test"), &bytes, fine)).transpose()?,
+        train: records(&format!("{name} training"), contents.into_values().collect(), fine)?,
+        test: test.map(|bytes| records(&format!("{name} test"), vec![bytes], fine)).transpose()?,
         classes,
     })
 }
 
-/// Takes records apart; CIFAR-100 has two label bytes.
-fn records(name: &str, bytes: &[u8], fine: bool) -> Result<ImageStore> {
+/// Finds the records of files that follow one another; CIFAR-100 has two label bytes.
+fn records(name: &str, contents: Vec<Bytes>, fine: bool) -> Result<ImageStore> {
     let labels_bytes = if fine { 2 } else { 1 };
     let record = labels_bytes + IMAGE;
-    if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
-        bail_input!("{name} records are truncated: {} bytes are no multiple of {record}", bytes.len());
-    }
     let most = if fine { 100 } else { 10 };
-    let mut pixels = Vec::with_capacity(bytes.len());
-    let mut labels = Vec::new();
-    for (number, record) in bytes.chunks_exact(record).enumerate() {
-        let label = i64::from(record[labels_bytes - 1]);
-        if label >= most {
-            bail_input!("{name} record {number} has label {label}, outside 0..{}", most - 1);
+    let (mut files, mut labels) = (Vec::new(), Vec::new());
+    for bytes in contents {
+        if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
+            bail_input!("{name} records are truncated: {} bytes are no multiple of {record}", bytes.len());
         }
-        labels.push(label);
-        pixels.extend_from_slice(&record[labels_bytes..]);
+        for record in bytes.chunks_exact(record) {
+            let label = i64::from(record[labels_bytes - 1]);
+            if label >= most {
+                bail_input!("{name} record {} has label {label}, outside 0..{}", labels.len(), most - 1);
+            }
+            labels.push(label);
+        }
+        let count = bytes.len() / record;
+        files.push(Records { bytes, offset: labels_bytes, stride: record, count });
     }
-    ImageStore::new(name, FORM, pixels, labels)
+    ImageStore::new(name, FORM, files, labels)
 }
 
 #[cfg(test)]
@@ -107,13 +109,21 @@ mod tests {
     #[test]
     fn records_are_taken_apart() -> Result<()> {
         let record = |labels: &[u8], value: u8| [labels, &vec![value; IMAGE]].concat();
-        let store = records("x", &[record(&[3], 9), record(&[7], 8)].concat(), false)?;
-        assert_eq!((store.len(), store.labels()), (2, &[3, 7][..]));
-        let fine = records("x", &record(&[19, 99], 9), true)?;
-        assert_eq!(fine.labels(), [99]);
-        assert!(records("x", &record(&[3], 9)[1..], false).is_err());
-        assert!(records("x", &record(&[10], 9), false).is_err());
-        assert!(records("x", &[], false).is_err());
+        let read = |contents: &[&[u8]], fine: bool| {
+            records("x", contents.iter().map(|bytes| Bytes::Owned(bytes.to_vec())).collect(), fine)
+        };
+        let store = read(&[&[record(&[3], 9), record(&[7], 8)].concat(), &record(&[5], 6)], false)?;
+        assert_eq!((store.len(), store.labels()), (3, &[3, 7, 5][..]));
+        for (position, value) in [9, 8, 6].into_iter().enumerate() {
+            let mut pixels = Vec::new();
+            let image = store.image(position)?;
+            image.append_part(image.whole(), 3, &mut pixels)?;
+            assert_eq!(pixels, vec![value; IMAGE]);
+        }
+        assert_eq!(read(&[&record(&[19, 99], 9)], true)?.labels(), [99]);
+        assert!(read(&[&record(&[3], 9)[1..]], false).is_err());
+        assert!(read(&[&record(&[10], 9)], false).is_err());
+        assert!(read(&[&[]], false).is_err());
         Ok(())
     }
 }

@@ -3,9 +3,11 @@
 use std::io::Cursor;
 
 use anyhow::Result;
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
-use super::resize::Resize;
+use super::augment::Rectangle;
+use super::resize::{Interpolation, Resize, Scaler};
 use crate::{bad_input, bail_input};
 
 /// Images with more pixels are refused before they are decoded: Pillow's limit for decompression bombs.
@@ -52,27 +54,64 @@ impl RawImage<'_> {
     /// Appends the image in the form asked for, `[channel, height, width]`: as it is where it has that size and `resize` asks for no scaling
     /// beforehand, else scaled and its middle cut out.
     pub fn append_fitted(&self, form: ImageForm, resize: Resize, pixels: &mut Vec<u8>) -> Result<()> {
-        let same = self.size() == form.size && resize.shorter_side.is_none();
-        let planes = |pixels: &mut Vec<u8>| match self {
-            Self::Planar { form: own, pixels: bytes } if own.channels == form.channels => {
-                pixels.extend_from_slice(bytes);
-                Ok(())
-            }
-            Self::Planar { form: own, pixels: bytes } => {
-                append_planar(&to_image(*own, bytes)?, form.channels, pixels)
-            }
-            Self::Decoded(image) => append_planar(image, form.channels, pixels),
-        };
-        if same {
-            return planes(pixels);
+        if self.size() == form.size && resize.shorter_side.is_none() {
+            return self.append_part(self.whole(), form.channels, pixels);
         }
         let mut whole = Vec::new();
-        planes(&mut whole)?;
+        self.append_part(self.whole(), form.channels, &mut whole)?;
+        let scaler = resize.scaler(self.size(), form.size);
         let [height, width] = self.size();
         for plane in whole.chunks_exact(height * width) {
-            resize.append_plane(plane, self.size(), form.size, pixels);
+            scaler.append_plane(plane, pixels);
         }
         Ok(())
+    }
+
+    /// Appends a part of the image, scaled to the form asked for whatever its proportions. `spare` is room that may be used on the way.
+    pub fn append_stretched(
+        &self,
+        part: Rectangle,
+        form: ImageForm,
+        interpolation: Interpolation,
+        spare: &mut Vec<u8>,
+        pixels: &mut Vec<u8>,
+    ) -> Result<()> {
+        let size = [part.height, part.width];
+        if size == form.size {
+            return self.append_part(part, form.channels, pixels);
+        }
+        spare.clear();
+        self.append_part(part, form.channels, spare)?;
+        let scaler = Scaler::stretching(interpolation, size, form.size);
+        for plane in spare.chunks_exact(part.height * part.width) {
+            scaler.append_plane(plane, pixels);
+        }
+        Ok(())
+    }
+
+    /// All of the image.
+    pub fn whole(&self) -> Rectangle {
+        let [height, width] = self.size();
+        Rectangle { top: 0, left: 0, height, width }
+    }
+
+    /// Appends a part of the image with so many channels, each a plane.
+    pub fn append_part(&self, part: Rectangle, channels: usize, pixels: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Planar { form, pixels: bytes } if form.channels == channels => {
+                let [height, width] = form.size;
+                for plane in bytes.chunks_exact(height * width) {
+                    for row in plane.chunks_exact(width).skip(part.top).take(part.height) {
+                        pixels.extend_from_slice(&row[part.left..part.left + part.width]);
+                    }
+                }
+                Ok(())
+            }
+            Self::Planar { form, pixels: bytes } => {
+                append_planar(&to_image(*form, bytes)?, part, channels, pixels)
+            }
+            Self::Decoded(image) => append_planar(image, part, channels, pixels),
+        }
     }
 }
 
@@ -82,39 +121,152 @@ impl RawImage<'_> {
 /// # Errors
 /// It is no image, damaged, or too large to be one; `name` is for the message.
 pub fn decode(name: &str, content: &[u8]) -> Result<DynamicImage> {
-    if content.is_empty() {
-        bail_input!("{name} is an empty file, not an image");
-    }
-    let unreadable = |error: image::ImageError| bad_input!("{name} is no readable image: {error}");
-    let reader = ImageReader::new(Cursor::new(content))
-        .with_guessed_format()
-        .map_err(|error| bad_input!("{name} is no readable image: {error}"))?;
-    let mut decoder = reader.into_decoder().map_err(unreadable)?;
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MOST_PIXELS {
-        bail_input!(
-            "{name} claims {width} × {height} pixels: more than {MOST_PIXELS} are taken for a decompression bomb"
-        );
-    }
-    let orientation = decoder.orientation().map_err(unreadable)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+    Opened::new(name, content)?.decode(name)
 }
 
-/// Appends an image's channels, each a plane.
-fn append_planar(image: &DynamicImage, channels: usize, pixels: &mut Vec<u8>) -> Result<()> {
-    match channels {
-        1 => pixels.extend_from_slice(image.to_luma8().as_raw()),
-        3 => {
-            let interleaved = image.to_rgb8();
-            for channel in 0..3 {
-                pixels.extend(interleaved.as_raw().iter().skip(channel).step_by(3));
-            }
+/// The same for training, where a JPEG file may be decoded at a half, a quarter or an eighth of its size, which takes less time: `least` is told the full height
+/// and width and says how large the image must be. Also returns the full size.
+///
+/// # Errors
+/// As for [`decode`].
+pub fn decode_scaled(
+    name: &str,
+    content: &[u8],
+    least: &mut dyn FnMut([usize; 2]) -> [usize; 2],
+) -> Result<(DynamicImage, [usize; 2])> {
+    let opened = Opened::new(name, content)?;
+    let size = opened.size();
+    let needed = least(size);
+    let scale =
+        [8, 4, 2].into_iter().find(|&scale| (0..2).all(|axis| size[axis].div_ceil(scale) >= needed[axis]));
+    let scaled = match scale {
+        Some(scale) if opened.is_jpeg => {
+            decode_smaller(content, opened.stored(size.map(|side| side.div_ceil(scale))))
         }
-        channels => bail_input!("the model takes {channels} channels: images have 1 or 3"),
+        _ => None,
+    };
+    let image = match scaled {
+        Some(mut image) => {
+            image.apply_orientation(opened.orientation);
+            image
+        }
+        None => opened.decode(name)?,
+    };
+    Ok((image, size))
+}
+
+/// A JPEG file's image at the scale of this height and width. None for what this decoder does not take (damaged files, CMYK): the
+/// usual one has the last word.
+fn decode_smaller(content: &[u8], [height, width]: [usize; 2]) -> Option<DynamicImage> {
+    let mut decoder = jpeg_decoder::Decoder::new(content);
+    decoder.scale(u16::try_from(width).ok()?, u16::try_from(height).ok()?).ok()?;
+    let pixels = decoder.decode().ok()?;
+    let about = decoder.info()?;
+    let (width, height) = (u32::from(about.width), u32::from(about.height));
+    match about.pixel_format {
+        jpeg_decoder::PixelFormat::L8 => {
+            image::GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
+        }
+        jpeg_decoder::PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        _ => None,
+    }
+}
+
+/// A file whose header has been read.
+struct Opened<D> {
+    decoder: D,
+    orientation: Orientation,
+    is_jpeg: bool,
+}
+
+impl<'a> Opened<Box<dyn ImageDecoder + 'a>> {
+    fn new(name: &str, content: &'a [u8]) -> Result<Self> {
+        if content.is_empty() {
+            bail_input!("{name} is an empty file, not an image");
+        }
+        let reader = ImageReader::new(Cursor::new(content))
+            .with_guessed_format()
+            .map_err(|error| bad_input!("{name} is no readable image: {error}"))?;
+        let is_jpeg = reader.format() == Some(image::ImageFormat::Jpeg);
+        let mut decoder: Box<dyn ImageDecoder + 'a> =
+            Box::new(reader.into_decoder().map_err(|error| unreadable(name, &error))?);
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > MOST_PIXELS {
+            bail_input!(
+                "{name} claims {width} × {height} pixels: more than {MOST_PIXELS} are taken for a decompression bomb"
+            );
+        }
+        let orientation = decoder.orientation().map_err(|error| unreadable(name, &error))?;
+        Ok(Self { decoder, orientation, is_jpeg })
+    }
+
+    /// Height and width as the image is shown.
+    fn size(&self) -> [usize; 2] {
+        let (width, height) = self.decoder.dimensions();
+        self.stored([height as usize, width as usize])
+    }
+
+    /// What is height and width on the screen, or in the file: the other way around for images that lie on their side.
+    fn stored(&self, [height, width]: [usize; 2]) -> [usize; 2] {
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        match self.orientation {
+            Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH => [width, height],
+            _ => [height, width],
+        }
+    }
+
+    fn decode(self, name: &str) -> Result<DynamicImage> {
+        let mut image = DynamicImage::from_decoder(self.decoder).map_err(|error| unreadable(name, &error))?;
+        image.apply_orientation(self.orientation);
+        Ok(image)
+    }
+}
+
+fn unreadable(name: &str, error: &image::ImageError) -> anyhow::Error {
+    bad_input!("{name} is no readable image: {error}")
+}
+
+/// Appends the channels of a part of an image, each a plane.
+fn append_planar(image: &DynamicImage, part: Rectangle, channels: usize, pixels: &mut Vec<u8>) -> Result<()> {
+    let Rectangle { top, left, height, width } = part;
+    let cut = || image.crop_imm(left as u32, top as u32, width as u32, height as u32);
+    match (channels, image) {
+        (1, image)
+            if [top, left] == [0, 0] && [width as u32, height as u32] == [image.width(), image.height()] =>
+        {
+            pixels.extend_from_slice(image.to_luma8().as_raw());
+        }
+        (1, _) => pixels.extend_from_slice(cut().to_luma8().as_raw()),
+        (3, DynamicImage::ImageRgb8(image)) => {
+            append_colors(image.as_raw(), image.width() as usize, part, pixels);
+        }
+        (3, _) => {
+            let colors = cut().to_rgb8();
+            append_colors(colors.as_raw(), width, Rectangle { top: 0, left: 0, ..part }, pixels);
+        }
+        (channels, _) => bail_input!("the model takes {channels} channels: images have 1 or 3"),
     }
     Ok(())
+}
+
+/// Takes a part of `[height, width, 3]` bytes apart into planes.
+fn append_colors(interleaved: &[u8], width: usize, part: Rectangle, pixels: &mut Vec<u8>) {
+    let plane = part.height * part.width;
+    let start = pixels.len();
+    pixels.resize(start + 3 * plane, 0);
+    let (red, rest) = pixels[start..].split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    let rows = interleaved.chunks_exact(3 * width).skip(part.top);
+    let planes = red
+        .chunks_exact_mut(part.width)
+        .zip(green.chunks_exact_mut(part.width))
+        .zip(blue.chunks_exact_mut(part.width));
+    for (row, ((red, green), blue)) in rows.zip(planes) {
+        let row = &row[3 * part.left..3 * (part.left + part.width)];
+        for (((colors, red), green), blue) in row.chunks_exact(3).zip(red).zip(green).zip(blue) {
+            (*red, *green, *blue) = (colors[0], colors[1], colors[2]);
+        }
+    }
 }
 
 /// Bytes in memory as an image, to change its channels.

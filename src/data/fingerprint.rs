@@ -27,6 +27,11 @@ impl Fingerprint {
     pub fn add(&mut self, bytes: &[u8]) {
         self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
     }
+
+    /// Takes so many bytes in of which only the CRC-32C is at hand.
+    pub fn add_checksum(&mut self, crc32c: u32, length: usize) {
+        self.crc32c = crc32c::crc32c_combine(self.crc32c, crc32c, length);
+    }
 }
 
 /// Fingerprints of the parts that decide how a run goes on. The test part does not.

@@ -3,15 +3,13 @@
 //! Format: the page of LeCun, Cortes and Burges. Magic 2051 (0x00000803) is unsigned bytes in three dimensions (images), 2049
 //! (0x00000801) unsigned bytes in one (labels).
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flate2::read::GzDecoder;
 
 use super::decode::ImageForm;
-use super::image_source::ImageStore;
-use crate::{bad_input, bail_input, files};
+use super::image_source::{Bytes, ImageStore, Records};
+use crate::{bad_input, bail_input};
 
 const IMAGES: u32 = 2051;
 const LABELS: u32 = 2049;
@@ -32,7 +30,7 @@ pub fn read_part(folder: &Path, part: &str) -> Result<Option<ImageStore>> {
     match (existing(folder, &images), existing(folder, &labels)) {
         (Some(images), Some(labels)) => {
             let name = |path: &Path| path.display().to_string();
-            parse(&name(&images), &files::read(&images)?, &name(&labels), &files::read(&labels)?).map(Some)
+            parse(&name(&images), Bytes::open(&images)?, &name(&labels), Bytes::open(&labels)?).map(Some)
         }
         (None, None) => Ok(None),
         (Some(_), None) => bail_input!("{} has {images} but no {labels}", folder.display()),
@@ -44,41 +42,29 @@ fn existing(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(format!("{name}.gz"))].into_iter().find(|path| path.is_file())
 }
 
-/// Parses an image file and its label file, gzipped or not; the names are for messages.
+/// Parses the content of an image file and of its label file; the names are for messages.
 ///
 /// # Errors
 /// A wrong magic number, truncated or surplus bytes, counts that differ, sizes of zero.
-pub fn parse(images_name: &str, images: &[u8], labels_name: &str, labels: &[u8]) -> Result<ImageStore> {
-    let images = decompress(images_name, images)?;
-    let labels = decompress(labels_name, labels)?;
+pub fn parse(images_name: &str, images: Bytes, labels_name: &str, labels: Bytes) -> Result<ImageStore> {
     let ([count, height, width], pixels) = header::<3>(images_name, &images, IMAGES, "images")?;
-    let ([label_count], labels) = header::<1>(labels_name, &labels, LABELS, "labels")?;
+    let ([label_count], values) = header::<1>(labels_name, &labels, LABELS, "labels")?;
     if count != label_count {
         bail_input!("{images_name} holds {count} images but {labels_name} holds {label_count} labels");
     }
     let form = ImageForm { channels: 1, size: [height, width] };
-    let labels = labels.iter().map(|&label| i64::from(label)).collect();
-    Ok(ImageStore::new(images_name, form, pixels.to_vec(), labels)?.with_labels_from(labels_name))
+    let labels = labels[values..].iter().map(|&label| i64::from(label)).collect();
+    let records = Records { bytes: images, offset: pixels, stride: form.bytes(), count };
+    Ok(ImageStore::new(images_name, form, vec![records], labels)?.with_labels_from(labels_name))
 }
 
-fn decompress(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes.to_vec());
-    }
-    let mut plain = Vec::new();
-    match GzDecoder::new(bytes).read_to_end(&mut plain) {
-        Ok(_) => Ok(plain),
-        Err(error) => bail_input!("{name} is a damaged gzip file: {error}"),
-    }
-}
-
-/// Checks magic number and sizes, and returns the sizes and the values.
-fn header<'a, const DIMENSIONS: usize>(
+/// Checks magic number and sizes, and returns the sizes and where the values begin.
+fn header<const DIMENSIONS: usize>(
     name: &str,
-    bytes: &'a [u8],
+    bytes: &[u8],
     magic: u32,
     content: &str,
-) -> Result<([usize; DIMENSIONS], &'a [u8])> {
+) -> Result<([usize; DIMENSIONS], usize)> {
     let word = |position: usize| {
         let start = 4 * position;
         bytes.get(start..start + 4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]))
@@ -98,15 +84,13 @@ fn header<'a, const DIMENSIONS: usize>(
         }
         expected = expected.and_then(|product| product.checked_mul(*size));
     }
-    let values = &bytes[4 * (DIMENSIONS + 1)..];
-    if expected != Some(values.len()) {
+    let start = 4 * (DIMENSIONS + 1);
+    let values = bytes.len() - start;
+    if expected != Some(values) {
         let sizes = sizes.map(|size| size.to_string()).join(" × ");
-        bail_input!(
-            "{name} is truncated or damaged: its header promises {sizes} bytes, {} follow",
-            values.len()
-        );
+        bail_input!("{name} is truncated or damaged: its header promises {sizes} bytes, {values} follow");
     }
-    Ok((sizes, values))
+    Ok((sizes, start))
 }
 
 #[cfg(test)]
@@ -124,15 +108,19 @@ mod tests {
         header.into_iter().chain((0..count).map(|value| (value % 10) as u8)).collect()
     }
 
+    fn parsed(images: &[u8], labels: &[u8]) -> Result<ImageStore> {
+        parse("images", Bytes::of("images", images)?, "labels", Bytes::of("labels", labels)?)
+    }
+
     fn refusal(images: &[u8], labels: &[u8]) -> String {
-        let error = parse("images", images, "labels", labels).expect_err("it must be refused");
+        let error = parsed(images, labels).expect_err("it must be refused");
         assert!(error.chain().any(|cause| cause.is::<crate::error::BadInput>()), "{error:?}");
         format!("{error:#}")
     }
 
     #[test]
     fn whole_files_are_read_and_damaged_ones_refused() -> Result<()> {
-        let store = parse("images", &image_file(3, 4), "labels", &label_file(3))?;
+        let store = parsed(&image_file(3, 4), &label_file(3))?;
         assert_eq!(store.form(), ImageForm { channels: 1, size: [4, 4] });
         assert_eq!(store.labels(), [0, 1, 2]);
         assert!(refusal(&image_file(3, 4)[..40], &label_file(3)).contains("3 × 4 × 4 bytes, 24 follow"));

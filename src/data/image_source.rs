@@ -2,13 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use flate2::read::GzDecoder;
 
-use super::decode::{ImageForm, RawImage, decode};
+use super::decode::{ImageForm, RawImage, decode, decode_scaled};
 use super::fingerprint::Fingerprint;
+use crate::native::file_map::FileMap;
 use crate::{bail_input, files};
 
 /// Labelled images by position.
@@ -32,6 +36,34 @@ pub trait ImageSource: Send + Sync {
     /// The image as it is stored.
     fn image(&self, position: usize) -> Result<RawImage<'_>>;
 
+    /// The image for training, with its full height and width: files may be decoded at a half, a quarter or an eighth of their size where
+    /// `least`, which is told the full size, does not need more.
+    fn scaled_image(
+        &self,
+        position: usize,
+        least: &mut dyn FnMut([usize; 2]) -> [usize; 2],
+    ) -> Result<(RawImage<'_>, [usize; 2])> {
+        let image = self.image(position)?;
+        let size = image.size();
+        least(size);
+        Ok((image, size))
+    }
+
+    /// The number of the archive that an image is in, where archives want to be read in sequence.
+    fn stretch(&self, _position: usize) -> Option<usize> {
+        None
+    }
+
+    /// An image's file, where it has one.
+    fn content(&self, _position: usize) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    /// Whether images have to be decoded.
+    fn is_encoded(&self) -> bool {
+        false
+    }
+
     /// Its file, or its number in the file.
     fn describe(&self, position: usize) -> String;
 
@@ -44,23 +76,97 @@ pub trait ImageSource: Send + Sync {
     }
 }
 
-/// Images of one size in memory, as bytes.
+/// The content of a file of pixels: mapped, so that the system brings in what is looked at and may forget it again, or unpacked in memory.
+#[derive(Debug)]
+pub enum Bytes {
+    /// In memory.
+    Owned(Vec<u8>),
+    /// In the file.
+    Mapped(FileMap),
+}
+
+impl Bytes {
+    /// Of a file, gzipped or not.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is a damaged gzip file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let size = std::fs::metadata(path).map_err(|error| files::cannot_read(path, &error))?.len();
+        if size == 0 {
+            // What is empty cannot be mapped.
+            return Ok(Self::Owned(Vec::new()));
+        }
+        let map = FileMap::open(path)?;
+        match is_gzip(&map) {
+            true => Self::unpack(&path.display().to_string(), &map),
+            false => Ok(Self::Mapped(map)),
+        }
+    }
+
+    /// Of bytes in memory, gzipped or not; the name is for messages.
+    pub fn of(name: &str, bytes: &[u8]) -> Result<Self> {
+        if is_gzip(bytes) { Self::unpack(name, bytes) } else { Ok(Self::Owned(bytes.to_vec())) }
+    }
+
+    fn unpack(name: &str, bytes: &[u8]) -> Result<Self> {
+        let mut plain = Vec::new();
+        match GzDecoder::new(bytes).read_to_end(&mut plain) {
+            Ok(_) => Ok(Self::Owned(plain)),
+            Err(error) => bail_input!("{name} is a damaged gzip file: {error}"),
+        }
+    }
+}
+
+fn is_gzip(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0x1f, 0x8b])
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+/// Images at even distances in a file's content.
+#[derive(Debug)]
+pub struct Records {
+    /// The content.
+    pub bytes: Bytes,
+    /// Where the pixels of the first image begin.
+    pub offset: usize,
+    /// From one image to the next.
+    pub stride: usize,
+    /// How many images there are.
+    pub count: usize,
+}
+
+/// Images of one size, as bytes, in memory or in mapped files.
 #[derive(Debug)]
 pub struct ImageStore {
     form: ImageForm,
-    pixels: Vec<u8>,
+    files: Vec<Records>,
     labels: Vec<i64>,
     name: String,
     labels_name: String,
 }
 
 impl ImageStore {
-    /// `pixels` are `[image, channel, height, width]`, one label for each image; the name is for messages.
-    pub fn new(name: &str, form: ImageForm, pixels: Vec<u8>, labels: Vec<i64>) -> Result<Self> {
-        if form.bytes() * labels.len() != pixels.len() {
-            bail_input!("{name}: {} bytes are not {} images of {form:?}", pixels.len(), labels.len());
+    /// The pixels of an image are `[channel, height, width]`, one label for each image; the name is for messages.
+    pub fn new(name: &str, form: ImageForm, files: Vec<Records>, labels: Vec<i64>) -> Result<Self> {
+        let images: usize = files.iter().map(|records| records.count).sum();
+        let fits = |records: &Records| {
+            records.count == 0
+                || records.offset + (records.count - 1) * records.stride + form.bytes() <= records.bytes.len()
+        };
+        if images != labels.len() || !files.iter().all(fits) {
+            bail_input!("{name} does not hold {} images of {form:?}", labels.len());
         }
-        Ok(Self { form, pixels, labels, name: name.to_owned(), labels_name: name.to_owned() })
+        Ok(Self { form, files, labels, name: name.to_owned(), labels_name: name.to_owned() })
     }
 
     /// Names the file that the labels come from, where it is another one.
@@ -78,6 +184,17 @@ impl ImageStore {
     pub fn labels(&self) -> &[i64] {
         &self.labels
     }
+
+    fn pixels(&self, mut position: usize) -> &[u8] {
+        for Records { bytes, offset, stride, count } in &self.files {
+            if position < *count {
+                let start = offset + position * stride;
+                return &bytes[start..start + self.form.bytes()];
+            }
+            position -= count;
+        }
+        &[]
+    }
 }
 
 impl ImageSource for ImageStore {
@@ -90,8 +207,7 @@ impl ImageSource for ImageStore {
     }
 
     fn image(&self, position: usize) -> Result<RawImage<'_>> {
-        let size = self.form.bytes();
-        Ok(RawImage::Planar { form: self.form, pixels: &self.pixels[position * size..(position + 1) * size] })
+        Ok(RawImage::Planar { form: self.form, pixels: self.pixels(position) })
     }
 
     fn describe(&self, position: usize) -> String {
@@ -99,8 +215,7 @@ impl ImageSource for ImageStore {
     }
 
     fn identify(&self, position: usize, fingerprint: &mut Fingerprint) {
-        let size = self.form.bytes();
-        fingerprint.add(&self.pixels[position * size..(position + 1) * size]);
+        fingerprint.add(self.pixels(position));
     }
 
     fn describe_label(&self, position: usize) -> String {
@@ -266,6 +381,24 @@ impl ImageSource for EncodedImages {
 
     fn image(&self, position: usize) -> Result<RawImage<'_>> {
         decode_at(&self.images[position].0).map(RawImage::Decoded)
+    }
+
+    fn scaled_image(
+        &self,
+        position: usize,
+        least: &mut dyn FnMut([usize; 2]) -> [usize; 2],
+    ) -> Result<(RawImage<'_>, [usize; 2])> {
+        let location = &self.images[position].0;
+        let (image, size) = decode_scaled(&location.describe(), &location.read()?, least)?;
+        Ok((RawImage::Decoded(image), size))
+    }
+
+    fn content(&self, position: usize) -> Result<Option<Vec<u8>>> {
+        self.images[position].0.read().map(Some)
+    }
+
+    fn is_encoded(&self) -> bool {
+        true
     }
 
     fn describe(&self, position: usize) -> String {

@@ -61,6 +61,8 @@ pub fn is_image_name(path: &Path) -> bool {
 /// An image on its way: the folders above it, its label if a file beside it gives one.
 struct Found {
     folders: Vec<String>,
+    /// The part that its archive is named for.
+    part: Option<Part>,
     label: Option<String>,
     location: Location,
 }
@@ -87,6 +89,7 @@ pub fn read_folder(root: &Path) -> Result<LabelledImages> {
             let relative = path.strip_prefix(root).unwrap_or(path);
             found.push(Found {
                 folders: folders_of(relative),
+                part: None,
                 label: None,
                 location: Location::File(path.to_owned()),
             });
@@ -103,7 +106,7 @@ pub fn read_folder(root: &Path) -> Result<LabelledImages> {
 pub fn read_archives(paths: &[PathBuf]) -> Result<LabelledImages> {
     let name = paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let mut found = Vec::new();
-    for path in paths {
+    for (path, part) in paths.iter().zip(parts_of_archives(paths)) {
         let archive = Arc::new(open_archive(path)?);
         let mut labels: BTreeMap<PathBuf, String> = BTreeMap::new();
         let mut images: Vec<(PathBuf, Location)> = Vec::new();
@@ -125,11 +128,23 @@ pub fn read_archives(paths: &[PathBuf]) -> Result<LabelledImages> {
         })?;
         found.extend(images.into_iter().map(|(inside, location)| Found {
             folders: folders_of(&inside),
+            part,
             label: labels.get(&inside.with_extension("")).cloned(),
             location,
         }));
     }
     sort_out(found, &name)
+}
+
+/// The parts that archives are named for, as in `train-0003.tar`: where one of them is for training.
+pub fn parts_of_archives(paths: &[PathBuf]) -> Vec<Option<Part>> {
+    let part = |path: &PathBuf| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let word: String = name.chars().take_while(|character| character.is_alphabetic()).collect();
+        Part::of_name(&word)
+    };
+    let parts: Vec<Option<Part>> = paths.iter().map(part).collect();
+    if parts.contains(&Some(Part::Train)) { parts } else { vec![None; paths.len()] }
 }
 
 /// Compressed archives larger than this, unpacked, are refused: unpack them on disk instead.
@@ -231,7 +246,9 @@ fn sort_out(mut found: Vec<Found>, origin: &str) -> Result<LabelledImages> {
     let mut parts: BTreeMap<Part, Vec<(String, Location)>> = BTreeMap::new();
     for image in found {
         let part = image.folders.first().and_then(|name| Part::of_name(name));
-        let class = match (&image.label, part) {
+        let in_folder = part;
+        let part = part.or(image.part);
+        let class = match (&image.label, in_folder) {
             (Some(label), _) => Some(label.clone()),
             (None, Some(_)) => image.folders.get(1).cloned(),
             (None, None) => image.folders.first().cloned(),

@@ -1,4 +1,4 @@
-//! The `data` section of image recipes, data sets of labelled images over any source, and the batches made of them.
+//! The `data` section of image recipes, and how a data set is opened.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,15 +9,16 @@ use tch::{Device, Kind, Tensor};
 
 use super::augment::AugmentConfig;
 use super::decode::{ImageForm, decode};
-use super::fingerprint::Fingerprint;
+use super::image_dataset::{ImageDataset, Reading};
 use super::image_list::{is_list, read_list};
-use super::image_source::{EncodedImages, ImageSource, ImageStore};
+use super::image_source::{Bytes, EncodedImages, ImageSource, ImageStore};
 use super::image_tree::{LabelledImages, Part, is_image_name, member_names, read_archives, read_folder};
 use super::order::hold_out;
+use super::pixel_cache::Budget;
 use super::resize::Resize;
-use super::{Batch, Dataset, Draw, Splits, cifar, idx};
+use super::shards::{ShardedParts, read_shards};
+use super::{Splits, cifar, idx};
 use crate::recipe::nearest_hint;
-use crate::reporting::png_thumbnail;
 use crate::{bad_input, bail_input, files};
 
 /// The `data` section of an image recipe.
@@ -53,6 +54,17 @@ pub struct ImageDataConfig {
     /// Variations of training images.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// Decode large JPEG files for training at a half, a quarter or an eighth of their size where the model's input needs no more: faster, not to the
+    /// bit the same. Evaluation and prediction never do.
+    #[serde(default)]
+    pub scaled_decoding: bool,
+    /// Megabytes of decoded images that are kept in memory from one epoch to the next.
+    #[serde(default)]
+    pub cache_mb: usize,
+    /// Read tar archives in sequence and shuffle through a buffer of so many images, for sets larger than memory; by positions in random order if
+    /// left out.
+    #[serde(default)]
+    pub shuffle_buffer: Option<usize>,
     /// Whether an image may have several labels, or none; for tables of files, whose labels are then joined by `;` (in JSON lines: a list).
     #[serde(default)]
     pub multi_label: bool,
@@ -94,6 +106,9 @@ fn one() -> Vec<f64> {
     vec![1.0]
 }
 
+/// A limit that a number of bytes still has room for.
+const MOST_CACHE_MB: usize = 1 << 40;
+
 /// The name of the compiled-in set on the command line.
 pub const MNIST_MINI: &str = "mnist-mini";
 
@@ -101,9 +116,15 @@ macro_rules! mnist_mini_part {
     ($part:literal) => {
         idx::parse(
             concat!("mnist-mini ", $part),
-            include_bytes!(concat!("../../assets/mnist-mini/", $part, "-images-idx3-ubyte.gz")),
+            Bytes::of(
+                $part,
+                include_bytes!(concat!("../../assets/mnist-mini/", $part, "-images-idx3-ubyte.gz")),
+            )?,
             concat!("mnist-mini ", $part, " labels"),
-            include_bytes!(concat!("../../assets/mnist-mini/", $part, "-labels-idx1-ubyte.gz")),
+            Bytes::of(
+                $part,
+                include_bytes!(concat!("../../assets/mnist-mini/", $part, "-labels-idx1-ubyte.gz")),
+            )?,
         )
     };
 }
@@ -172,6 +193,25 @@ impl ImageDataConfig {
         {
             bail_input!("data.mean and data.std need a value per channel (or one for all), std above 0");
         }
+        if self.shuffle_buffer.is_some() && !matches!(self.format, ImageFormat::Auto | ImageFormat::Tar) {
+            bail_input!("data.shuffle_buffer is for tar archives, which data.format says these are not");
+        }
+        if self.shuffle_buffer.is_some_and(|buffer| buffer == 0 || u32::try_from(buffer).is_err()) {
+            bail_input!("data.shuffle_buffer must be at least 1");
+        }
+        if self.shuffle_buffer.is_some() && self.skip_bad {
+            bail_input!(
+                "data.skip_bad would read all of the archives that data.shuffle_buffer reads one after the other: leave one out"
+            );
+        }
+        if self.scaled_decoding && self.cache_mb > 0 && self.augment.resized_crop.is_some() {
+            bail_input!(
+                "data.cache_mb keeps whole images for data.augment.resized_crop, data.scaled_decoding never has them: leave one out"
+            );
+        }
+        if self.cache_mb > MOST_CACHE_MB {
+            bail_input!("data.cache_mb is {}: it must be at most {MOST_CACHE_MB}", self.cache_mb);
+        }
         self.augment.validate()
     }
 
@@ -181,6 +221,7 @@ impl ImageDataConfig {
         let path = path.canonicalize().map_err(|error| files::cannot_read(path, &error))?;
         if self.format == ImageFormat::Auto {
             self.format = detect(&path)?;
+            self.validate()?;
         }
         self.path = Some(path);
         Ok(())
@@ -203,17 +244,18 @@ impl ImageDataConfig {
         for source in [&opened.validation, &opened.test].into_iter().flatten() {
             self.require_size(source.as_ref(), form)?;
         }
-        let augment = Arc::new(self.augment.clone());
-        let free_size = self.image_size.is_some();
-        let dataset = |source: &Arc<dyn ImageSource>, samples: Vec<usize>| ImageDataset {
-            source: source.clone(),
-            samples,
+        let reading = Arc::new(Reading {
             form,
-            free_size,
+            free_size: self.image_size.is_some(),
             resize: self.resize,
-            augment: augment.clone(),
-            features: None,
+            augment: self.augment.clone(),
+            scaled_decoding: self.scaled_decoding,
+            mean: Self::per_channel(&self.mean, form.channels, "mean")?,
+            std: Self::per_channel(&self.std, form.channels, "std")?,
             labels_per_image: opened.classes.as_ref().filter(|_| self.multi_label).map(Vec::len),
+        });
+        let dataset = |source: &Arc<dyn ImageSource>, samples: Vec<usize>| {
+            ImageDataset::new(source.clone(), samples, reading.clone())
         };
         let whole = |source: &Arc<dyn ImageSource>| dataset(source, (0..source.len()).collect());
 
@@ -236,7 +278,17 @@ impl ImageDataConfig {
             Some(source) => Some(whole(source)),
             None => take(self.val_fraction, seed)?,
         };
-        let train = dataset(&opened.train, learned);
+        let budget = Arc::new(Budget::new(self.cache_mb * 1_000_000));
+        let caching = |part: ImageDataset, trains: bool| match self.cache_mb {
+            0 => part,
+            _ => part.with_cache(&budget, trains),
+        };
+        let train = caching(dataset(&opened.train, learned), true);
+        let train = match self.shuffle_buffer {
+            Some(buffer) => train.read_in_sequence(buffer),
+            None => train,
+        };
+        let validation = validation.map(|part| caching(part, false));
         Ok(OpenedImages {
             splits: Splits { train, validation, test },
             form,
@@ -270,6 +322,7 @@ impl ImageDataConfig {
                 Ok(plain(cifar.train, cifar.test, cifar.classes))
             }
             ImageFormat::Folder => self.encoded(read_folder(path)?),
+            ImageFormat::Tar if self.shuffle_buffer.is_some() => sharded(&archives(path)?),
             ImageFormat::Tar => self.encoded(read_archives(&archives(path)?)?),
             ImageFormat::List => self.encoded(read_list(path, self.multi_label)?),
         }
@@ -346,8 +399,19 @@ impl ImageDataConfig {
     }
 }
 
+/// The parts of archives that are read in sequence.
+fn sharded(paths: &[PathBuf]) -> Result<Opened> {
+    let ShardedParts { classes, mut parts } = read_shards(paths)?;
+    let mut source = |part: Part| parts.remove(&part).map(|images| Arc::new(images) as Arc<dyn ImageSource>);
+    let (train, validation, test) = (source(Part::Train), source(Part::Validation), source(Part::Test));
+    match train {
+        Some(train) => Ok(Opened { train, validation, test, classes: Some(classes), warnings: Vec::new() }),
+        None => bail_input!("the archives hold no training image"),
+    }
+}
+
 /// Refuses an image of another size where images are not scaled.
-fn require_size(name: &str, size: [usize; 2], form: ImageForm) -> Result<()> {
+pub(super) fn require_size(name: &str, size: [usize; 2], form: ImageForm) -> Result<()> {
     let ([height, width], [own_height, own_width]) = (form.size, size);
     if size != form.size {
         bail_input!(
@@ -429,192 +493,6 @@ impl Normalisation {
     /// `[batch, channels, height, width]` bytes to floats.
     pub fn apply(&self, pixels: &Tensor) -> Result<Tensor> {
         Ok(self.offset.f_addcmul(&pixels.f_to_kind(Kind::Float)?, &self.factor)?)
-    }
-}
-
-/// Some of the images of a source, in one form.
-#[derive(Clone)]
-pub struct ImageDataset {
-    source: Arc<dyn ImageSource>,
-    samples: Vec<usize>,
-    form: ImageForm,
-    /// Whether images of other sizes are scaled; else they are errors.
-    free_size: bool,
-    resize: Resize,
-    augment: Arc<AugmentConfig>,
-    /// What batches hold in place of pixels.
-    features: Option<Arc<Features>>,
-    /// How many labels there are to choose several from; none where an image has one class.
-    labels_per_image: Option<usize>,
-}
-
-/// What a frozen backbone makes of each sample of a data set.
-#[derive(Debug)]
-pub struct Features {
-    /// Shape of one sample's.
-    pub shape: Vec<i64>,
-    /// Sample after sample.
-    pub values: Vec<f32>,
-}
-
-impl ImageDataset {
-    /// The same samples with features in place of pixels; one for each sample, in their order.
-    pub fn with_features(&self, features: Features) -> Self {
-        Self { features: Some(Arc::new(features)), ..self.clone() }
-    }
-
-    /// Whether a sample looks different in each epoch.
-    pub fn is_varied(&self) -> bool {
-        !self.augment.is_none()
-    }
-
-    /// Channels and size of every image.
-    pub fn form(&self) -> ImageForm {
-        self.form
-    }
-
-    /// The class of each sample.
-    pub fn labels(&self) -> impl Iterator<Item = i64> {
-        self.samples.iter().map(|&sample| self.source.label(sample))
-    }
-
-    /// Appends the bytes of one sample, `[channel, height, width]`.
-    pub fn append_image(&self, sample: usize, pixels: &mut Vec<u8>) -> Result<()> {
-        let image = self.source.image(self.samples[sample])?;
-        if !self.free_size {
-            require_size(&self.describe(sample), image.size(), self.form)?;
-        }
-        image.append_fitted(self.form, self.resize, pixels)
-    }
-
-    /// Refuses labels that the model has no output for.
-    pub fn check_labels(&self, classes: i64) -> Result<()> {
-        if self.labels_per_image.is_some() {
-            return Ok(());
-        }
-        match (0..self.samples.len()).find(|&sample| !(0..classes).contains(&self.label(sample))) {
-            Some(sample) => bail_input!(
-                "{} has label {}, outside 0..{} for {classes} classes",
-                self.source.describe_label(self.samples[sample]),
-                self.label(sample),
-                classes - 1
-            ),
-            None => Ok(()),
-        }
-    }
-
-    fn label(&self, sample: usize) -> i64 {
-        self.source.label(self.samples[sample])
-    }
-
-    fn label_tensor(&self, samples: &[usize]) -> Result<Tensor> {
-        let Some(width) = self.labels_per_image else {
-            let labels: Vec<i64> = samples.iter().map(|&sample| self.label(sample)).collect();
-            return Ok(Tensor::f_from_slice(&labels)?);
-        };
-        let mut labels = vec![0f32; samples.len() * width];
-        for (row, &sample) in samples.iter().enumerate() {
-            for &class in self.source.label_set(self.samples[sample]).unwrap_or_default() {
-                labels[row * width + class as usize] = 1.0;
-            }
-        }
-        Ok(Tensor::f_from_slice(&labels)?.f_view([samples.len() as i64, width as i64])?)
-    }
-}
-
-impl Features {
-    /// Those of some samples, `[batch, …]`.
-    fn batch(&self, samples: &[usize]) -> Result<Tensor> {
-        let length = self.shape.iter().product::<i64>() as usize;
-        let mut values = Vec::with_capacity(samples.len() * length);
-        for &sample in samples {
-            values.extend_from_slice(&self.values[sample * length..(sample + 1) * length]);
-        }
-        let mut shape = vec![samples.len() as i64];
-        shape.extend(&self.shape);
-        Ok(Tensor::f_from_slice(&values)?.f_view(&shape[..])?)
-    }
-}
-
-/// Images and their classes.
-#[derive(Debug)]
-pub struct ImageBatch {
-    /// Pixels, `[batch, channels, height, width]` bytes, or, as floats, the features that a frozen backbone makes of them, `[batch, …]`.
-    pub images: Tensor,
-    /// Class numbers, `[batch]` int64; where images may have several labels, 1 for each that one has, `[batch, labels]` float32.
-    pub labels: Tensor,
-}
-
-impl Batch for ImageBatch {
-    fn to_device(self, device: Device) -> Result<Self> {
-        Ok(Self { images: self.images.f_to_device(device)?, labels: self.labels.f_to_device(device)? })
-    }
-}
-
-impl Dataset for ImageDataset {
-    type Batch = ImageBatch;
-
-    fn len(&self) -> usize {
-        self.samples.len()
-    }
-
-    fn classes(&self) -> Option<Vec<i64>> {
-        self.labels_per_image.is_none().then(|| self.labels().collect())
-    }
-
-    fn batch(&self, samples: &[usize], draw: Draw) -> Result<ImageBatch> {
-        let labels = self.label_tensor(samples)?;
-        if let Some(features) = &self.features {
-            return Ok(ImageBatch { images: features.batch(samples)?, labels });
-        }
-        let mut pixels = Vec::with_capacity(samples.len() * self.form.bytes());
-        let varied = draw.train && !self.augment.is_none();
-        let mut plain = Vec::new();
-        for &sample in samples {
-            if varied {
-                plain.clear();
-                self.append_image(sample, &mut plain)?;
-                self.augment.append(&plain, self.form, self.samples[sample], draw, &mut pixels);
-            } else {
-                self.append_image(sample, &mut pixels)?;
-            }
-        }
-        let ImageForm { channels, size: [height, width] } = self.form;
-        let shape = [samples.len() as i64, channels as i64, height as i64, width as i64];
-        Ok(ImageBatch { images: Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?, labels })
-    }
-
-    fn describe(&self, sample: usize) -> String {
-        self.source.describe(self.samples[sample])
-    }
-
-    /// Labels and names (of images in memory their bytes) of all samples, and the pixels of the first and the last.
-    fn fingerprint(&self) -> Result<Fingerprint> {
-        let mut fingerprint = Fingerprint::new(self.len());
-        for &sample in &self.samples {
-            for class in self.source.label_set(sample).unwrap_or(&[self.source.label(sample)]) {
-                fingerprint.add(&class.to_le_bytes());
-            }
-            self.source.identify(sample, &mut fingerprint);
-        }
-        let mut pixels = Vec::new();
-        for sample in [0, self.len().saturating_sub(1)].into_iter().filter(|&sample| sample < self.len()) {
-            self.append_image(sample, &mut pixels)?;
-        }
-        fingerprint.add(&pixels);
-        Ok(fingerprint)
-    }
-
-    fn picture(&self, sample: usize) -> Result<Option<Vec<u8>>> {
-        const LARGEST_SIDE: u32 = 96;
-        let ImageForm { channels, size: [height, width] } = self.form;
-        let mut planes = Vec::new();
-        self.append_image(sample, &mut planes)?;
-        // [channel, pixel] to [pixel, channel]
-        let plane = height * width;
-        let pixel = |pixel: usize| (0..channels).map(move |channel| channel * plane + pixel);
-        let interleaved: Vec<u8> = (0..plane).flat_map(pixel).map(|position| planes[position]).collect();
-        png_thumbnail(&interleaved, height as u32, width as u32, channels as u8, LARGEST_SIDE).map(Some)
     }
 }
 

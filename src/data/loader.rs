@@ -133,7 +133,8 @@ impl<D: Dataset> Source<D> {
         let (epoch, batch) = (number / batches, (number % batches) as usize);
         let plan = self.plan(epoch)?;
         let samples = plan.batch(batch).to_vec();
-        let draw = Draw { seed: self.config.seed, epoch, train: self.config.train };
+        let draw =
+            Draw { seed: self.config.seed, epoch, train: self.config.train, copies: plan.copies(batch) };
         let tensors = self.dataset.batch(&samples, draw)?;
         Ok(Loaded { batch: tensors, epoch, samples, ends_epoch: batch + 1 == batches as usize })
     }

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod encoder_texts;
 pub mod fingerprint;
 pub mod idx;
+pub mod image_dataset;
 pub mod image_list;
 pub mod image_source;
 pub mod image_tree;
@@ -16,8 +17,11 @@ pub mod images;
 pub mod language;
 pub mod loader;
 pub mod order;
+pub mod pixel_cache;
+pub mod random;
 pub mod resize;
 pub mod sequences;
+pub mod shards;
 pub mod table;
 pub mod text;
 pub mod translation;
@@ -37,13 +41,24 @@ pub trait Batch: Send + Sized {
 
 /// What a random choice about a sample may depend on, besides the sample itself: never the order of threads, never the process.
 #[derive(Clone, Copy, Debug)]
-pub struct Draw {
+pub struct Draw<'a> {
     /// The run's seed.
     pub seed: u64,
     /// Passes over the data completed before this one.
     pub epoch: u64,
     /// Whether samples are varied for training (augmentation, masking) or taken as they are.
     pub train: bool,
+    /// How often each sample of the batch came before in this pass; empty where each comes once.
+    pub copies: &'a [u32],
+}
+
+/// Samples that lie one after the other where reading in sequence is much faster than leaping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretches {
+    /// Lengths of the stretches, which follow one another.
+    pub lengths: Vec<usize>,
+    /// Samples that may be held back to come in random order.
+    pub buffer: usize,
 }
 
 /// What batches are for.
@@ -71,7 +86,7 @@ pub trait Dataset: Send + Sync + 'static {
     }
 
     /// Makes one batch on the CPU; called from several threads.
-    fn batch(&self, samples: &[usize], draw: Draw) -> Result<Self::Batch>;
+    fn batch(&self, samples: &[usize], draw: Draw<'_>) -> Result<Self::Batch>;
 
     /// The class of each sample, where each has one: what sampling is balanced by.
     fn classes(&self) -> Option<Vec<i64>> {
@@ -82,6 +97,11 @@ pub trait Dataset: Send + Sync + 'static {
     /// caller: shuffled for training, in their own order for evaluation.
     fn sampler(&self, _wanted: Batching) -> Result<Option<Arc<dyn Sampler>>> {
         Ok(None)
+    }
+
+    /// Which samples lie together, where that should decide the order of training.
+    fn stretches(&self) -> Option<Stretches> {
+        None
     }
 
     /// What to call a sample in a message: its file, or its number in the file.

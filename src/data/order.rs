@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use anyhow::Result;
 use tch::Tensor;
 
+use super::Stretches;
+use super::random::Random;
 use crate::native;
 
 /// The batches of one pass over the data.
@@ -12,6 +14,8 @@ use crate::native;
 pub struct EpochPlan {
     samples: Vec<usize>,
     ends: Vec<usize>,
+    /// How often each sample came before; empty where each comes once.
+    copies: Vec<u32>,
 }
 
 impl EpochPlan {
@@ -19,7 +23,19 @@ impl EpochPlan {
     pub fn even(samples: Vec<usize>, batch_size: usize) -> Self {
         let ends =
             (batch_size..samples.len()).step_by(batch_size).chain(std::iter::once(samples.len())).collect();
-        Self { samples, ends }
+        Self { samples, ends, copies: Vec::new() }
+    }
+
+    /// The same where samples may come several times.
+    pub fn with_copies(samples: Vec<usize>, batch_size: usize) -> Self {
+        let mut seen: HashMap<usize, u32> = HashMap::new();
+        let mut count = |&sample: &usize| {
+            let times = seen.entry(sample).or_default();
+            *times += 1;
+            *times - 1
+        };
+        let copies = samples.iter().map(&mut count).collect();
+        Self { copies, ..Self::even(samples, batch_size) }
     }
 
     /// The batches themselves.
@@ -31,7 +47,7 @@ impl EpochPlan {
                 Some(*end)
             })
             .collect();
-        Self { samples: batches.concat(), ends }
+        Self { samples: batches.concat(), ends, copies: Vec::new() }
     }
 
     /// How many batches there are.
@@ -41,8 +57,17 @@ impl EpochPlan {
 
     /// The samples of a batch.
     pub fn batch(&self, number: usize) -> &[usize] {
+        &self.samples[self.range(number)]
+    }
+
+    /// How often each sample of a batch came before in this pass; empty where each comes once.
+    pub fn copies(&self, number: usize) -> &[u32] {
+        if self.copies.is_empty() { &[] } else { &self.copies[self.range(number)] }
+    }
+
+    fn range(&self, number: usize) -> std::ops::Range<usize> {
         let start = if number == 0 { 0 } else { self.ends[number - 1] };
-        &self.samples[start..self.ends[number]]
+        start..self.ends[number]
     }
 }
 
@@ -98,6 +123,78 @@ impl Sampler for Weighted {
         let weights = Tensor::f_from_slice(&self.weights)?;
         let drawn = native::random::draw(&weights, self.weights.len() as i64, self.seed.wrapping_add(epoch))?;
         let samples = Vec::<i64>::try_from(drawn)?.into_iter().map(|sample| sample as usize).collect();
+        Ok(EpochPlan::with_copies(samples, self.batch_size))
+    }
+}
+
+/// Repeated augmentation (Hoffer et al., "Augment your batch", 2019): each sample several times in a row, varied anew each time. A pass is as long as without
+/// it, so it has only some of the samples: the first of [`Shuffled`]'s order, as in `RASampler` of torchvision's references, which also drops what
+/// exceeds a multiple of 256.
+#[derive(Clone, Copy, Debug)]
+pub struct Repeated {
+    /// Number of samples.
+    pub len: usize,
+    /// How often each comes.
+    pub repeats: usize,
+    /// Samples in a batch.
+    pub batch_size: usize,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Sampler for Repeated {
+    fn batches_per_epoch(&self) -> usize {
+        self.len.div_ceil(self.batch_size)
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        let order = permutation(self.len, self.seed.wrapping_add(epoch))?;
+        let repeated = order.into_iter().flat_map(|sample| std::iter::repeat_n(sample, self.repeats));
+        Ok(EpochPlan::with_copies(repeated.take(self.len).collect(), self.batch_size))
+    }
+}
+
+/// Every sample once per pass, stretch after stretch in a random order of stretches, through a buffer that samples leave in random order.
+#[derive(Clone, Debug)]
+pub struct Buffered {
+    /// Which samples lie together, and how many are held back.
+    pub stretches: Stretches,
+    /// Samples in a batch.
+    pub batch_size: usize,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Sampler for Buffered {
+    fn batches_per_epoch(&self) -> usize {
+        self.stretches.lengths.iter().sum::<usize>().div_ceil(self.batch_size)
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        let Stretches { lengths, buffer } = &self.stretches;
+        let starts: Vec<usize> = lengths
+            .iter()
+            .scan(0, |next, length| {
+                let start = *next;
+                *next += length;
+                Some(start)
+            })
+            .collect();
+        let mut random = Random::of_epoch(self.seed, epoch);
+        let mut samples = Vec::with_capacity(lengths.iter().sum());
+        let mut held = Vec::with_capacity(*buffer);
+        for stretch in permutation(lengths.len(), self.seed.wrapping_add(epoch))? {
+            for sample in starts[stretch]..starts[stretch] + lengths[stretch] {
+                if held.len() < (*buffer).max(1) {
+                    held.push(sample);
+                } else {
+                    let place = random.below(held.len() as u32) as usize;
+                    samples.push(std::mem::replace(&mut held[place], sample));
+                }
+            }
+        }
+        random.shuffle(&mut held);
+        samples.append(&mut held);
         Ok(EpochPlan::even(samples, self.batch_size))
     }
 }
@@ -187,6 +284,42 @@ mod tests {
         let plan = sampler.plan(1)?;
         assert_eq!(plan.samples, [9, 8, 1, 3, 8, 6, 8, 0, 6, 9]);
         assert_eq!(plan.batches(), sampler.batches_per_epoch());
+        Ok(())
+    }
+
+    #[test]
+    fn repeated_samples_come_in_a_row_and_are_counted() -> Result<()> {
+        let plan = Repeated { len: 10, repeats: 3, batch_size: 4, seed: 7 }.plan(0)?;
+        let order = permutation(10, 7)?;
+        let expected: Vec<usize> = order.iter().flat_map(|&sample| [sample; 3]).take(10).collect();
+        assert_eq!(plan.samples, expected);
+        assert_eq!((plan.copies(0), plan.copies(2)), (&[0, 1, 2, 0][..], &[2, 0][..]));
+        assert_eq!(plan.batches(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_buffer_keeps_samples_near_their_stretch() -> Result<()> {
+        let stretches = Stretches { lengths: vec![50, 30, 0, 70], buffer: 20 };
+        let sampler = Buffered { stretches, batch_size: 16, seed: 5 };
+        let plan = sampler.plan(3)?;
+        assert_eq!(plan.batches(), sampler.batches_per_epoch());
+        let mut all = plan.samples.clone();
+        all.sort_unstable();
+        assert_eq!(all, (0..150).collect::<Vec<_>>());
+        assert_eq!(plan, sampler.plan(3)?);
+        assert_ne!(plan, sampler.plan(4)?);
+        // In the order of reading: a sample never comes before the buffer could have taken it in.
+        let order = permutation(4, 5 + 3)?;
+        let (starts, lengths) = ([0, 50, 80, 80], [50, 30, 0, 70]);
+        let read: Vec<usize> =
+            order.iter().flat_map(|&stretch| starts[stretch]..starts[stretch] + lengths[stretch]).collect();
+        for (emitted, sample) in plan.samples.iter().enumerate() {
+            let place = read.iter().position(|known| known == sample).unwrap_or_default();
+            assert!(place < emitted + 20, "sample {sample} comes {emitted}th but is read {place}th");
+        }
+        // And not in the order of reading itself.
+        assert_ne!(plan.samples, read);
         Ok(())
     }
 

@@ -51,7 +51,7 @@ pub struct Resize {
 
 impl Resize {
     /// Height and width after scaling, for an image and an input of these.
-    fn scaled(self, image: [usize; 2], input: [usize; 2]) -> [usize; 2] {
+    pub fn scaled(self, image: [usize; 2], input: [usize; 2]) -> [usize; 2] {
         let [height, width] = image;
         let long =
             |side: usize, short: usize, length: usize| (side as f64 * length as f64 / short as f64) as usize;
@@ -73,40 +73,75 @@ impl Resize {
 
     /// Scales one channel, `[height, width]` bytes, and appends the middle of it.
     pub fn append_plane(self, plane: &[u8], image: [usize; 2], input: [usize; 2], pixels: &mut Vec<u8>) {
+        self.scaler(image, input).append_plane(plane, pixels);
+    }
+
+    /// Scales all of the images of this height and width, and cuts nothing away.
+    pub fn whole_scaler(self, image: [usize; 2], input: [usize; 2]) -> Scaler {
+        Scaler::stretching(self.interpolation, image, self.scaled(image, input))
+    }
+
+    /// What scales the channels of images of this height and width, and cuts their middle out.
+    pub fn scaler(self, image: [usize; 2], input: [usize; 2]) -> Scaler {
         let scaled = self.scaled(image, input);
-        let rows = Filter::new(self.interpolation, image[0], scaled[0], middle(scaled[0], input[0]));
-        let columns = Filter::new(self.interpolation, image[1], scaled[1], middle(scaled[1], input[1]));
+        let wanted = [0, 1].map(|axis| middle(scaled[axis], input[axis]));
+        Scaler::new(self.interpolation, image, scaled, wanted)
+    }
+}
+
+/// Scales planes of one size to another, as Pillow does.
+#[derive(Debug)]
+pub struct Scaler {
+    rows: Filter,
+    columns: Filter,
+    width: usize,
+    rows_first: bool,
+}
+
+impl Scaler {
+    /// Makes an image fill a size whatever its proportions.
+    pub fn stretching(interpolation: Interpolation, image: [usize; 2], to: [usize; 2]) -> Self {
+        Self::new(interpolation, image, to, to.map(|side| 0..side))
+    }
+
+    fn new(
+        interpolation: Interpolation,
+        image: [usize; 2],
+        scaled: [usize; 2],
+        [rows, columns]: [std::ops::Range<usize>; 2],
+    ) -> Self {
         let [height, width] = image;
         // Pillow's rule for which direction comes first, which rounding in between makes visible.
         let (less_height, less_width) = (height as i64 - scaled[0] as i64, width as i64 - scaled[1] as i64);
-        let columns_first = less_height > 0 && less_height > 2 * less_width;
-        let (kept, out) = (input[1], input[0] * input[1]);
-        pixels.reserve(out);
-        if columns_first {
+        Self {
+            rows: Filter::new(interpolation, height, scaled[0], rows),
+            columns: Filter::new(interpolation, width, scaled[1], columns),
+            width,
+            rows_first: less_height > 0 && less_height > 2 * less_width,
+        }
+    }
+
+    /// Appends one channel, `[height, width]` bytes, at the new size.
+    pub fn append_plane(&self, plane: &[u8], pixels: &mut Vec<u8>) {
+        let (rows, columns) = (&self.rows, &self.columns);
+        pixels.reserve(rows.taps.len() * columns.taps.len());
+        if self.rows_first {
             // Only the columns that the second pass looks at.
             let seen = columns.seen();
-            let mut shortened = Vec::with_capacity(input[0] * seen.len());
-            for taps in &rows.taps {
-                for column in seen.clone() {
-                    shortened.push(taps.sum(plane[taps.first * width + column..].iter().step_by(width)));
-                }
-            }
-            for row in shortened.chunks_exact(seen.len()) {
-                pixels
-                    .extend(columns.taps.iter().map(|taps| taps.sum(row[taps.first - seen.start..].iter())));
-            }
+            let mut shortened = Vec::with_capacity(rows.taps.len() * seen.len());
+            rows.append_combined(plane, self.width, seen.clone(), 0, &mut shortened);
+            columns.append_narrowed(&shortened, seen.len(), seen.start, pixels);
         } else {
             let seen = rows.seen();
-            let mut narrowed = Vec::with_capacity(seen.len() * kept);
-            for row in plane[seen.start * width..seen.end * width].chunks_exact(width) {
-                narrowed.extend(columns.taps.iter().map(|taps| taps.sum(row[taps.first..].iter())));
-            }
-            for taps in &rows.taps {
-                for column in 0..kept {
-                    let start = (taps.first - seen.start) * kept + column;
-                    pixels.push(taps.sum(narrowed[start..].iter().step_by(kept)));
-                }
-            }
+            let mut narrowed = Vec::with_capacity(seen.len() * columns.taps.len());
+            columns.append_narrowed(
+                &plane[seen.start * self.width..seen.end * self.width],
+                self.width,
+                0,
+                &mut narrowed,
+            );
+            let kept = columns.taps.len();
+            rows.append_combined(&narrowed, kept, 0..kept, seen.start, pixels);
         }
     }
 }
@@ -118,6 +153,7 @@ fn middle(side: usize, length: usize) -> std::ops::Range<usize> {
 }
 
 /// What one pixel is made of: neighbours with weights.
+#[derive(Debug)]
 struct Taps {
     first: usize,
     /// In units of 2^-22.
@@ -126,16 +162,15 @@ struct Taps {
 
 impl Taps {
     const PRECISION: u32 = 22;
+    const HALF: i32 = 1 << (Self::PRECISION - 1);
 
-    fn sum<'a>(&self, pixels: impl Iterator<Item = &'a u8>) -> u8 {
-        let sum =
-            self.weights.iter().zip(pixels).fold(1i64 << (Self::PRECISION - 1), |sum, (&weight, &pixel)| {
-                sum + i64::from(weight) * i64::from(pixel)
-            });
+    /// Sums are in 32 bits, as Pillow's, which the weights of both interpolations leave room for.
+    fn byte(sum: i32) -> u8 {
         (sum >> Self::PRECISION).clamp(0, 255) as u8
     }
 }
 
+#[derive(Debug)]
 struct Filter {
     taps: Vec<Taps>,
 }
@@ -167,6 +202,41 @@ impl Filter {
             Taps { first, weights: weights.into_iter().map(fixed).collect() }
         });
         Self { taps: taps.collect() }
+    }
+
+    /// Filters along each row of `width` pixels, the first of which is pixel `offset` of the line that the filter is for.
+    fn append_narrowed(&self, rows: &[u8], width: usize, offset: usize, pixels: &mut Vec<u8>) {
+        for row in rows.chunks_exact(width) {
+            pixels.extend(self.taps.iter().map(|taps| {
+                let seen = &row[taps.first - offset..];
+                let sum = taps.weights.iter().zip(seen).fold(Taps::HALF, |sum, (&weight, &pixel)| {
+                    sum.wrapping_add(weight.wrapping_mul(i32::from(pixel)))
+                });
+                Taps::byte(sum)
+            }));
+        }
+    }
+
+    /// Filters across rows of `width` pixels, of which only some columns count; the first row is row `offset` of the line that the filter is for.
+    fn append_combined(
+        &self,
+        rows: &[u8],
+        width: usize,
+        columns: std::ops::Range<usize>,
+        offset: usize,
+        pixels: &mut Vec<u8>,
+    ) {
+        let mut sums = vec![0i32; columns.len()];
+        for taps in &self.taps {
+            sums.fill(Taps::HALF);
+            for (tap, &weight) in taps.weights.iter().enumerate() {
+                let start = (taps.first - offset + tap) * width;
+                for (sum, &pixel) in sums.iter_mut().zip(&rows[start + columns.start..start + columns.end]) {
+                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(pixel)));
+                }
+            }
+            pixels.extend(sums.iter().map(|&sum| Taps::byte(sum)));
+        }
     }
 
     /// The pixels that any tap looks at.

@@ -50,7 +50,7 @@ impl AlexNet {
 }
 
 impl ImageModel for AlexNet {
-    fn features(&self, images: &Tensor, _train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let mut x = images.shallow_clone();
         for (position, conv) in self.convolutions.iter().enumerate() {
@@ -59,8 +59,11 @@ impl ImageModel for AlexNet {
                 x = max_pool_with(&x, 3, 2, 0);
             }
         }
-        // [batch, 256, 6, 6]
-        x.adaptive_avg_pool2d([6, 6]).flatten(1, -1) // [batch, 9216]
+        x // [batch, 256, 6, 6]
+    }
+
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        maps.adaptive_avg_pool2d([6, 6]).flatten(1, -1) // [batch, 9216]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

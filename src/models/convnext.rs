@@ -107,7 +107,7 @@ impl ConvNext {
 }
 
 impl ImageModel for ConvNext {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let mut x = self.stem_norm.forward_channels(&self.stem.forward(images)); // [batch, 96, 56, 56]
         for (blocks, downsampling) in &self.stages {
@@ -116,7 +116,11 @@ impl ImageModel for ConvNext {
                 x = conv.forward(&norm.forward_channels(&x));
             }
         }
-        x.adaptive_avg_pool2d([1, 1]) // [batch, 768, 1, 1]
+        x // [batch, 768, 7, 7]
+    }
+
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        maps.adaptive_avg_pool2d([1, 1]) // [batch, 768, 1, 1]
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

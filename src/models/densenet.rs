@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, global_average, max_pool_with};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, max_pool_with};
 use super::{Scope, bail_if_too_small};
 
 fn convolution(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Result<Conv2d> {
@@ -114,7 +114,7 @@ impl DenseNet {
 }
 
 impl ImageModel for DenseNet {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.norm0.forward(&self.conv0.forward(images), train).relu_(); // [batch, 64, 112, 112]
         let mut x = max_pool_with(&x, 3, 2, 1); // [batch, 64, 56, 56]
@@ -129,8 +129,7 @@ impl ImageModel for DenseNet {
                 x = transition.forward(&x, train);
             }
         }
-        // [batch, 1024, 7, 7]
-        global_average(&self.norm5.forward(&x, train).relu_()) // [batch, 1024]
+        self.norm5.forward(&x, train).relu_() // [batch, 1024, 7, 7]
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

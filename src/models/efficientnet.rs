@@ -9,7 +9,7 @@ use super::blocks::{
 };
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{Linear, NormConfig, global_average};
+use super::layers::{Linear, NormConfig};
 
 /// One member of the family.
 #[derive(Clone, Copy, Debug)]
@@ -134,11 +134,11 @@ impl EfficientNet {
 }
 
 impl ImageModel for EfficientNet {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.first.forward(images, train); // [batch, 32, 112, 112]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x, train)); // [batch, 320, 7, 7]
-        global_average(&self.last.forward(&x, train)) // [batch, 1280]
+        self.last.forward(&x, train) // [batch, 1280, 7, 7]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

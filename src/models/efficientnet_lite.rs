@@ -9,7 +9,7 @@ use super::blocks::{dropout, stochastic_depth};
 use super::efficientnet::STAGES;
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig, global_average};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig};
 
 /// TensorFlow's BatchNorm: eps 1e-3 and a decay of 0.99.
 const NORM: NormConfig = NormConfig { eps: 1e-3, momentum: 0.01 };
@@ -133,12 +133,11 @@ impl EfficientNetLite {
 }
 
 impl ImageModel for EfficientNetLite {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.bn0.forward(&self.conv_stem.forward(images), train).relu6_(); // [batch, 32, 112, 112]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x, train)); // [batch, 320, 7, 7]
-        let x = self.bn1.forward(&self.conv_head.forward(&x), train).relu6_(); // [batch, 1280, 7, 7]
-        global_average(&x) // [batch, 1280]
+        self.bn1.forward(&self.conv_head.forward(&x), train).relu6_() // [batch, 1280, 7, 7]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

@@ -8,7 +8,7 @@ use super::blocks::dropout;
 use super::image::{ImageModel, ImageModelConfig, WeightedScores};
 use super::inception::BasicConv;
 use super::init::Init;
-use super::layers::{Linear, global_average, max_pool_ceil};
+use super::layers::{Linear, max_pool_ceil};
 use super::{Scope, bail_if_too_small};
 
 /// Four branches over the same input, side by side.
@@ -146,13 +146,13 @@ impl GoogLeNet {
             };
         }
         // [batch, 1024, 7, 7]
-        (global_average(&x), [seen.swap_remove(2), seen.swap_remove(5)])
+        (x, [seen.swap_remove(2), seen.swap_remove(5)])
     }
 }
 
 impl ImageModel for GoogLeNet {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
-        self.run(images, train).0 // [batch, 1024]
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
+        self.run(images, train).0 // [batch, 1024, 7, 7]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {
@@ -164,7 +164,7 @@ impl ImageModel for GoogLeNet {
     }
 
     fn learn(&self, images: &Tensor) -> (Tensor, Vec<WeightedScores>) {
-        let (features, seen) = self.run(images, true);
+        let (maps, seen) = self.run(images, true);
         let trained = self.auxiliaries.iter().zip(&seen).filter(|(auxiliary, _)| auxiliary.fc2.is_trained());
         // torchvision drops 0.7 of the auxiliary activations where it drops 0.2 of the final ones.
         let probability = if self.dropout > 0.0 { 0.7 } else { 0.0 };
@@ -174,6 +174,6 @@ impl ImageModel for GoogLeNet {
                 weight: AUXILIARY_WEIGHT,
             })
             .collect();
-        (self.head(&features, true), scores)
+        (self.head(&self.pool(&maps, true), true), scores)
     }
 }

@@ -1,5 +1,7 @@
 //! What image classifiers have in common, and the list of them.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -12,13 +14,14 @@ use super::efficientnet::{EfficientNet, Scaling};
 use super::efficientnet_lite::EfficientNetLite;
 use super::googlenet::GoogLeNet;
 use super::inception::InceptionV3;
-use super::layers::NormConfig;
+use super::layers::{NormConfig, global_average};
 use super::lenet::LeNet5;
 use super::mlp::Mlp;
 use super::mobilenet::{MobileNetV2, MobileNetV3, V3Size};
 use super::resnet::BlockKind::{self, Basic, Bottleneck};
 use super::resnet::ResNet;
 use super::resnet_cifar::ResNetCifar;
+use super::scripted::{self, ScriptConfig, ScriptedModel};
 use super::small_cnn::{KerasCnn, TorchCnn};
 use super::squeezenet::{SqueezeNet, Version};
 use super::vgg::Vgg;
@@ -26,12 +29,23 @@ use super::vision_transformer::{Size, VisionTransformer};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input};
 
-/// A network from images to class scores: a backbone that makes features, and a head that makes scores of them.
+/// A network from images to class scores: a backbone that makes maps and of them features, and a head that makes scores of these.
 ///
 /// In each function `train` turns dropout and batch statistics on.
 pub trait ImageModel: std::fmt::Debug {
+    /// `[batch, channels, height, width]` to the last maps before their places are given up, `[batch, maps, rows, columns]`; in networks
+    /// without convolutions, what comes before the features, of another number of dimensions.
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor;
+
+    /// Maps to what the head takes, batch first: by default their means.
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        global_average(maps)
+    }
+
     /// `[batch, channels, height, width]` to what the head takes, batch first.
-    fn features(&self, images: &Tensor, train: bool) -> Tensor;
+    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+        self.pool(&self.maps(images, train), train)
+    }
 
     /// Features to logits `[batch, classes]`.
     fn head(&self, features: &Tensor, train: bool) -> Tensor;
@@ -42,6 +56,11 @@ pub trait ImageModel: std::fmt::Debug {
     /// `[batch, channels, height, width]` to logits `[batch, classes]`.
     fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         self.head(&self.features(images, train), train)
+    }
+
+    /// Writes the network as the TorchScript module that it is made of; nothing where it is made of layers of ours, which are traced.
+    fn save_script(&self, _path: &Path) -> Option<Result<()>> {
+        None
     }
 
     /// The logits of a training step, and those of classifiers that exist for training only.
@@ -76,6 +95,9 @@ pub struct ImageModelConfig {
     /// Probability with which the last residual branch is left out in training, earlier ones in proportion to their depth; the architecture's
     /// own if left out.
     pub stochastic_depth: Option<f64>,
+    /// The module behind the name `torchscript`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptConfig>,
 }
 
 /// What a constructor needs to know of its input and output.
@@ -99,6 +121,7 @@ impl ImageModelConfig {
             image_size: None,
             dropout: None,
             stochastic_depth: None,
+            script: None,
         }
     }
 
@@ -128,7 +151,21 @@ impl ImageModelConfig {
 
     /// Checks every value on its own.
     pub fn validate(&self) -> Result<()> {
-        let architecture = find(&self.name)?;
+        if self.name == scripted::NAME && self.script.is_none() {
+            bail_input!(
+                "model.script is missing: give the module's file with --init-from FILE --head linear"
+            );
+        }
+        if self.script.is_some() && self.name != scripted::NAME {
+            bail_input!("model.script goes with the name `{}`, not with `{}`", scripted::NAME, self.name);
+        }
+        let (dropout, stochastic_depth) = match &self.script {
+            Some(_) => (None, None),
+            None => {
+                let architecture = find(&self.name)?;
+                (architecture.dropout, architecture.stochastic_depth)
+            }
+        };
         let positive = [
             ("num_classes", self.num_classes),
             ("in_channels", self.in_channels),
@@ -140,8 +177,8 @@ impl ImageModelConfig {
             }
         }
         for (key, given, own) in [
-            ("dropout", self.dropout, architecture.dropout),
-            ("stochastic_depth", self.stochastic_depth, architecture.stochastic_depth),
+            ("dropout", self.dropout, dropout),
+            ("stochastic_depth", self.stochastic_depth, stochastic_depth),
         ] {
             match (given, own) {
                 (Some(value), _) if !(0.0..1.0).contains(&value) => {
@@ -313,6 +350,9 @@ pub fn find(name: &str) -> Result<&'static ImageArchitecture> {
 
 /// Builds the model that `config` names, with the architecture's own dropout where the config has none.
 pub fn build(scope: &Scope, config: &ImageModelConfig) -> Result<Box<dyn ImageModel>> {
+    if let Some(script) = &config.script {
+        return boxed(ScriptedModel::new(scope, config, script));
+    }
     let architecture = find(&config.name)?;
     let config = ImageModelConfig {
         dropout: config.dropout.or(architecture.dropout),

@@ -317,15 +317,14 @@ impl InceptionV3 {
         self.before.iter().fold(x, |x, module| module.forward(&x, train)) // [batch, 768, 17, 17]
     }
 
-    /// The pooled features.
     fn end(&self, middle: &Tensor, train: bool) -> Tensor {
-        let x = self.after.iter().fold(middle.shallow_clone(), |x, module| module.forward(&x, train));
-        global_average(&x) // [batch, 2048]
+        // [batch, 2048, 8, 8]
+        self.after.iter().fold(middle.shallow_clone(), |x, module| module.forward(&x, train))
     }
 }
 
 impl ImageModel for InceptionV3 {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         self.end(&self.middle(images, train), train)
     }
 
@@ -342,6 +341,6 @@ impl ImageModel for InceptionV3 {
         let side = middle.size()[2..].iter().min().copied().unwrap_or_default();
         let auxiliary = (side >= LEAST_AUXILIARY_SIDE && self.auxiliary.fc.is_trained())
             .then(|| WeightedScores { scores: self.auxiliary.forward(&middle), weight: AUXILIARY_WEIGHT });
-        (self.head(&self.end(&middle, true), true), auxiliary.into_iter().collect())
+        (self.head(&self.pool(&self.end(&middle, true), true), true), auxiliary.into_iter().collect())
     }
 }

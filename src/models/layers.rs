@@ -53,6 +53,16 @@ impl Linear {
         self.bias.as_ref().map_or(Ok(()), |bias| scope.parameters().redraw_tensor(bias, init))
     }
 
+    /// `[outputs, inputs]`
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[outputs]`, where there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// Whether it is trained, that is, not frozen.
     pub fn is_trained(&self) -> bool {
         self.weight.requires_grad()

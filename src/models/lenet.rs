@@ -48,11 +48,14 @@ impl LeNet5 {
 }
 
 impl ImageModel for LeNet5 {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, channels, 28, 28]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 6, 14, 14]
-        let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 16, 5, 5]
-        let x = x.flatten(1, -1); // [batch, 400]
+        max_pool(&self.conv2.forward(&x).relu(), 2) // [batch, 16, 5, 5]
+    }
+
+    fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
+        let x = maps.flatten(1, -1); // [batch, 400]
         let x = dropout(self.fc1.forward(&x).relu(), self.dropout, train); // [batch, 120]
         dropout(self.fc2.forward(&x).relu(), self.dropout, train) // [batch, 84]
     }

@@ -52,8 +52,12 @@ impl Mlp {
 }
 
 impl ImageModel for Mlp {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
-        self.hidden(&images.flatten(1, -1), train)
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
+        images.flatten(1, -1) // [batch, inputs]
+    }
+
+    fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
+        self.hidden(maps, train)
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::blocks::{Activation, ConvNorm, ConvNormConfig, Gate, SqueezeExcitation, divisible_by_8, dropout};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig, global_average};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig};
 use super::{Parameters, Scope};
 
 /// Widens, filters each channel alone, narrows; with a shortcut where nothing changes shape.
@@ -124,11 +124,11 @@ impl MobileNetV2 {
 }
 
 impl ImageModel for MobileNetV2 {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.first.forward(images, train); // [batch, 32, 112, 112]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x, train)); // [batch, 320, 7, 7]
-        global_average(&self.last.forward(&x, train)) // [batch, 1280]
+        self.last.forward(&x, train) // [batch, 1280, 7, 7]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {
@@ -258,11 +258,11 @@ impl MobileNetV3 {
 }
 
 impl ImageModel for MobileNetV3 {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.first.forward(images, train); // [batch, 16, 112, 112]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x, train)); // [batch, 160, 7, 7]
-        global_average(&self.last.forward(&x, train)) // [batch, 960]
+        self.last.forward(&x, train) // [batch, 960, 7, 7]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

@@ -28,6 +28,7 @@ pub mod pretrained;
 pub mod recurrent;
 pub mod resnet;
 pub mod resnet_cifar;
+pub mod scripted;
 pub mod small_cnn;
 pub mod squeezenet;
 pub mod summary;

@@ -184,13 +184,18 @@ impl Parameters {
             Role::Parameter => tensor.detach().f_set_requires_grad(true)?,
             Role::Buffer => tensor.detach(),
         };
+        self.enter(name, tensor.shallow_clone(), role)?;
+        Ok(tensor)
+    }
+
+    fn enter(&self, name: String, tensor: Tensor, role: Role) -> Result<()> {
         let mut entries = self.entries.borrow_mut();
         let position = entries.list.len();
         if entries.positions.insert(name.clone(), position).is_some() {
             return Err(anyhow!("the model names two tensors `{name}`"));
         }
-        entries.list.push(Entry { name, tensor: tensor.shallow_clone(), role });
-        Ok(tensor)
+        entries.list.push(Entry { name, tensor, role });
+        Ok(())
     }
 }
 
@@ -269,6 +274,15 @@ impl Scope {
     /// Registers a tensor that is saved with the model and not learned.
     pub fn buffer(&self, name: &str, initial: Tensor) -> Result<Tensor> {
         self.parameters.insert(self.full_name(name), initial, Role::Buffer)
+    }
+
+    /// Registers a tensor that another module computes with, as it is: gradients reach that very tensor.
+    pub fn adopt(&self, name: &str, tensor: Tensor, role: Role) -> Result<()> {
+        let name = self.full_name(name);
+        if role == Role::Parameter && tensor.is_floating_point() {
+            let _ = tensor.f_set_requires_grad(true).with_context(|| format!("training `{name}`"))?;
+        }
+        self.parameters.enter(name, tensor, role)
     }
 
     fn full_name(&self, name: &str) -> String {

@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::Scope;
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, global_average, max_pool_with};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, max_pool_with};
 
 /// What a ResNet's groups are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,13 +147,11 @@ impl ResNet {
 }
 
 impl ImageModel for ResNet {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 64, 112, 112]
         let x = max_pool_with(&x, 3, 2, 1); // [batch, 64, 56, 56]
-        let x = self.layers.iter().fold(x, |x, block| block.forward(&x, train));
-        // [batch, 512 · expansion, 7, 7]
-        global_average(&x) // [batch, 512 · expansion]
+        self.layers.iter().fold(x, |x, block| block.forward(&x, train)) // [batch, 512 · expansion, 7, 7]
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

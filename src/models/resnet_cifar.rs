@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
-use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, global_average};
+use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear};
 use super::{Scope, bail_if_too_small};
 
 #[derive(Debug)]
@@ -95,12 +95,10 @@ impl ResNetCifar {
 }
 
 impl ImageModel for ResNetCifar {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 32, 32]
         let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 16, 32, 32]
-        let x = self.layers.iter().flatten().fold(x, |x, block| block.forward(&x, train));
-        // [batch, 64, 8, 8]
-        global_average(&x) // [batch, 64]
+        self.layers.iter().flatten().fold(x, |x, block| block.forward(&x, train)) // [batch, 64, 8, 8]
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

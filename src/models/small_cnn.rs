@@ -41,12 +41,15 @@ impl KerasCnn {
 }
 
 impl ImageModel for KerasCnn {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, 3, 32, 32]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 15, 15]
         let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 64, 6, 6]
-        let x = self.conv3.forward(&x).relu(); // [batch, 64, 4, 4]
-        let x = x.flatten(1, -1); // [batch, 1024]
+        self.conv3.forward(&x).relu() // [batch, 64, 4, 4]
+    }
+
+    fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
+        let x = maps.flatten(1, -1); // [batch, 1024]
         dropout(self.fc1.forward(&x).relu(), self.dropout, train) // [batch, 64]
     }
 
@@ -88,11 +91,14 @@ impl TorchCnn {
 }
 
 impl ImageModel for TorchCnn {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, 3, 32, 32]
         let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 16, 16]
-        let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 64, 8, 8]
-        let x = x.flatten(1, -1); // [batch, 4096]
+        max_pool(&self.conv2.forward(&x).relu(), 2) // [batch, 64, 8, 8]
+    }
+
+    fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
+        let x = maps.flatten(1, -1); // [batch, 4096]
         dropout(self.fc1.forward(&x).relu(), self.dropout, train) // [batch, 128]
     }
 

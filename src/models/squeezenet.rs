@@ -95,7 +95,7 @@ impl SqueezeNet {
 }
 
 impl ImageModel for SqueezeNet {
-    fn features(&self, images: &Tensor, _train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         let mut x = self.conv.forward(images).relu_(); // [batch, 96, 109, 109]
         for (number, fire) in self.fires.iter().enumerate() {
             if self.pooled.contains(&number) {
@@ -104,6 +104,11 @@ impl ImageModel for SqueezeNet {
             x = fire.forward(&x);
         }
         x // [batch, 512, 13, 13]
+    }
+
+    /// The classifier is a convolution: it takes the maps themselves.
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        maps.shallow_clone()
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

@@ -69,7 +69,7 @@ impl Vgg {
 }
 
 impl ImageModel for Vgg {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
         let mut x = images.shallow_clone();
         for step in &self.features {
@@ -79,8 +79,11 @@ impl ImageModel for Vgg {
                 Step::Pooling => max_pool(&x, 2),
             };
         }
-        // [batch, 512, 7, 7]
-        x.adaptive_avg_pool2d([7, 7]).flatten(1, -1) // [batch, 25088]
+        x // [batch, 512, 7, 7]
+    }
+
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        maps.adaptive_avg_pool2d([7, 7]).flatten(1, -1) // [batch, 25088]
     }
 
     fn head(&self, features: &Tensor, train: bool) -> Tensor {

@@ -112,15 +112,18 @@ impl VisionTransformer {
 }
 
 impl ImageModel for VisionTransformer {
-    fn features(&self, images: &Tensor, train: bool) -> Tensor {
+    fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         let batch = images.size()[0];
         // [batch, 3, 224, 224]
         let patches = self.conv_proj.forward(images).flatten(2, -1).transpose(1, 2); // [batch, 196, 768]
         let class_token = self.class_token.expand([batch, -1, -1], false).to_kind(patches.kind());
         let x = Tensor::cat(&[class_token, patches], 1) + &self.pos_embedding; // [batch, 197, 768]
         let x = dropout(x, self.dropout, train);
-        let x = self.layers.iter().fold(x, |x, layer| layer.forward(&x, train));
-        self.ln.forward(&x).select(1, 0) // [batch, 768]
+        self.layers.iter().fold(x, |x, layer| layer.forward(&x, train)) // [batch, 197, 768]
+    }
+
+    fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
+        self.ln.forward(maps).select(1, 0) // [batch, 768]
     }
 
     fn head(&self, features: &Tensor, _train: bool) -> Tensor {

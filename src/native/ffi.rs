@@ -17,6 +17,26 @@ pub struct InferenceModeGuard {
     _private: [u8; 0],
 }
 
+/// A `SuiteValue`.
+#[repr(C)]
+pub struct ScriptValue {
+    _private: [u8; 0],
+}
+
+/// A `torch::jit::Module`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ScriptModule {
+    _private: [u8; 0],
+}
+
+/// A `Package`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct CompiledPackage {
+    _private: [u8; 0],
+}
+
 /// A message to check and free, or null.
 #[must_use]
 #[repr(transparent)]
@@ -203,6 +223,92 @@ unsafe extern "C" {
         context: *mut c_void,
         path: *const c_char,
     ) -> Outcome;
+
+    // script.cpp
+    pub fn suite_value_new(
+        kind: i32,
+        integer: i64,
+        number: f64,
+        text: *const c_char,
+        length: usize,
+        tensor: Tensor,
+    ) -> *mut ScriptValue;
+    pub fn suite_value_push(parent: *mut ScriptValue, child: *mut ScriptValue);
+    pub fn suite_value_free(value: *mut ScriptValue);
+    pub fn suite_value_kind(value: *const ScriptValue) -> i32;
+    pub fn suite_value_integer(value: *const ScriptValue) -> i64;
+    pub fn suite_value_number(value: *const ScriptValue) -> f64;
+    pub fn suite_value_text(value: *const ScriptValue, length: *mut usize) -> *const c_char;
+    pub fn suite_value_tensor(value: *const ScriptValue, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_value_size(value: *const ScriptValue) -> usize;
+    pub fn suite_value_child(value: *const ScriptValue, place: usize) -> *const ScriptValue;
+    pub fn suite_script_load(
+        path: *const c_char,
+        device: i8,
+        index: i8,
+        result: *mut *mut ScriptModule,
+    ) -> Outcome;
+    pub fn suite_script_free(module: *mut ScriptModule);
+    pub fn suite_script_save(module: *const ScriptModule, path: *const c_char) -> Outcome;
+    pub fn suite_script_train(module: *mut ScriptModule, on: bool) -> Outcome;
+    pub fn suite_script_freeze(
+        module: *const ScriptModule,
+        kept: *const *const c_char,
+        count: usize,
+        result: *mut *mut ScriptModule,
+    ) -> Outcome;
+    pub fn suite_script_cast(module: *mut ScriptModule, kind: i8) -> Outcome;
+    pub fn suite_script_methods(module: *const ScriptModule, result: *mut *mut c_char) -> Outcome;
+    pub fn suite_script_schema(
+        module: *const ScriptModule,
+        method: *const c_char,
+        result: *mut *mut c_char,
+    ) -> Outcome;
+    pub fn suite_script_arguments(
+        module: *const ScriptModule,
+        method: *const c_char,
+        result: *mut *mut c_char,
+    ) -> Outcome;
+    pub fn suite_script_tensors(
+        module: *const ScriptModule,
+        buffers: bool,
+        names: *mut *mut c_char,
+        tensors: *mut *mut TensorVector,
+    ) -> Outcome;
+    pub fn suite_list_size(list: List) -> usize;
+    pub fn suite_list_get(list: List, place: usize, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_script_call(
+        module: *const ScriptModule,
+        method: *const c_char,
+        arguments: *const ScriptValue,
+        device: i8,
+        index: i8,
+        result: *mut *mut ScriptValue,
+    ) -> Outcome;
+    pub fn suite_script_forward(
+        module: *const ScriptModule,
+        method: *const c_char,
+        input: Tensor,
+        output: *const c_char,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
+    pub fn suite_script_save_with_head(
+        module: *const ScriptModule,
+        method: *const c_char,
+        output: *const c_char,
+        weight: Tensor,
+        bias: Tensor,
+        path: *const c_char,
+    ) -> Outcome;
+    pub fn suite_script_optimise(on: bool);
+    pub fn suite_package_load(path: *const c_char, index: i8, result: *mut *mut CompiledPackage) -> Outcome;
+    pub fn suite_package_free(package: *mut CompiledPackage);
+    pub fn suite_package_run(
+        package: *mut CompiledPackage,
+        inputs: List,
+        outputs: *mut *mut TensorVector,
+    ) -> Outcome;
+    pub fn suite_package_specification(package: *mut CompiledPackage, result: *mut *mut c_char) -> Outcome;
 
     // system.cpp
     pub fn suite_tune_heap(heap: *mut Heap);

@@ -12,6 +12,7 @@ pub mod loss_scaling;
 pub mod modes;
 pub mod optimizer_kernels;
 pub mod random;
+pub mod script;
 pub mod system;
 mod tensor_list;
 pub mod trace;

@@ -3,9 +3,10 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::algebra::vector;
+use super::algebra::{scalar, vector};
 use super::config::{Goal, MissingPolicy, TableDataConfig};
 use super::encoding::{Encoding, Feature, FeatureKind};
+use super::parallel::{on_threads, shares};
 use super::prepare::{Moments, RawBlock, Roles, classes_of, count_rows, refuse_gaps};
 use crate::bail_input;
 use crate::data::table::{ColumnType, TableReader, TableSource, Wanted};
@@ -19,15 +20,15 @@ pub trait RowSource {
     /// How many rows there are.
     fn rows(&self) -> usize;
 
-    /// Whether passing over a block costs nothing.
-    fn is_in_memory(&self) -> bool {
-        false
+    /// The rows, where they are in memory.
+    fn blocks(&self) -> Option<&[RawBlock]> {
+        None
     }
 }
 
 impl RowSource for Vec<RawBlock> {
-    fn is_in_memory(&self) -> bool {
-        true
+    fn blocks(&self) -> Option<&[RawBlock]> {
+        Some(self)
     }
 
     fn visit(&self, look: &mut dyn FnMut(&RawBlock) -> Result<()>) -> Result<()> {
@@ -324,6 +325,34 @@ impl Block {
     }
 }
 
+/// What a block adds to some sums, given some tensors.
+pub type SumOfBlock<'a> = dyn Fn(&[Tensor], &[Tensor], &Block) -> Result<()> + Sync + 'a;
+
+/// How rows become those of a design; for one thread.
+struct Transformation<'a> {
+    encoding: &'a Encoding,
+    intercept: bool,
+    shift: Tensor,
+    inverse: Tensor,
+}
+
+impl Transformation<'_> {
+    fn block(&self, raw: &RawBlock) -> Result<Block> {
+        let device = self.shift.device();
+        let (columns, ones) = (self.shift.size()[0], i64::from(self.intercept));
+        let encoded = self.encoding.encode(&raw.x.f_to_device(device)?)?;
+        let x = Tensor::f_empty([raw.rows(), columns + ones], (Kind::Double, device))?;
+        if self.intercept {
+            let _ = x.f_narrow(1, 0, 1)?.f_fill_(1.0)?;
+        }
+        let part = x.f_narrow(1, ones, columns)?;
+        let _ = encoded.f_sub_out(&part, &self.shift)?;
+        let _ = part.shallow_clone().f_mul_(&self.inverse)?;
+        let on_device = |tensor: &Tensor| tensor.f_to_device(device)?.f_contiguous();
+        Ok(Block { x, y: on_device(&raw.y)?, weight: raw.weight.as_ref().map(on_device).transpose()? })
+    }
+}
+
 /// Rows with the transformation under which they are fitted.
 pub struct Design<'a> {
     rows: &'a dyn RowSource,
@@ -392,34 +421,82 @@ impl<'a> Design<'a> {
     /// Hands every block to `look`.
     pub fn visit(&self, look: &mut dyn FnMut(&Block) -> Result<()>) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        let options = (Kind::Double, self.device);
-        let (columns, ones) = (self.shift.len() as i64, i64::from(self.intercept));
-        let shift = vector(&self.shift)?.f_to_device(self.device)?;
-        let inverse: Vec<f64> = self.scale.iter().map(|scale| 1.0 / scale).collect();
-        let inverse = vector(&inverse)?.f_to_device(self.device)?;
+        let transformation = self.transformation()?;
+        self.visit_raw(&mut |raw| look(&transformation.block(raw)?))
+    }
+
+    /// Hands the rows of every block to `look` as they are.
+    fn visit_raw(&self, look: &mut dyn FnMut(&RawBlock) -> Result<()>) -> Result<()> {
         let mut number = 0;
         self.rows.visit(&mut |raw| {
             number += 1;
-            if !(number - 1usize).is_multiple_of(self.every) {
-                return Ok(());
+            if (number - 1usize).is_multiple_of(self.every) { look(raw) } else { Ok(()) }
+        })
+    }
+
+    /// Sums over all rows, on all threads where they are in memory: `look` adds what a block contributes to tensors that begin as zeros of
+    /// these shapes (float64, on the device of the design). It is handed tensors that it needs for that.
+    pub fn sum(&self, given: &[&Tensor], shapes: &[&[i64]], look: &SumOfBlock) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let zeros = || -> Result<Vec<Tensor>> {
+            let zero = |shape: &&[i64]| Tensor::f_zeros(*shape, (Kind::Double, self.device));
+            Ok(shapes.iter().map(zero).collect::<std::result::Result<_, _>>()?)
+        };
+        let given = || given.iter().map(|tensor| tensor.shallow_clone()).collect::<Vec<_>>();
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        let blocks = match self.rows.blocks() {
+            Some(blocks) if self.device == Device::Cpu && threads > 1 => blocks,
+            _ => {
+                let (given, sums) = (given(), zeros()?);
+                self.visit(&mut |block| look(&given, &sums, block))?;
+                return Ok(sums);
             }
-            let encoded = self.encoding.encode(&raw.x.f_to_device(self.device)?)?;
-            let x = Tensor::f_empty([raw.rows(), columns + ones], options)?;
-            if self.intercept {
-                let _ = x.f_narrow(1, 0, 1)?.f_fill_(1.0)?;
+        };
+        let parts = shares(blocks.iter().step_by(self.every), threads)
+            .into_iter()
+            .map(|share| Ok((share, given(), zeros()?, self.transformation()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let sums = on_threads(parts, &|(share, given, sums, transformation)| {
+            for raw in &share {
+                look(&given, &sums, &transformation.block(raw)?)?;
             }
-            let part = x.f_narrow(1, ones, columns)?;
-            let _ = encoded.f_sub_out(&part, &shift)?;
-            let _ = part.shallow_clone().f_mul_(&inverse)?;
-            look(&Block {
-                x,
-                y: raw.y.f_to_device(self.device)?.f_contiguous()?,
-                weight: raw
-                    .weight
-                    .as_ref()
-                    .map(|weight| weight.f_to_device(self.device)?.f_contiguous())
-                    .transpose()?,
-            })
+            Ok(sums)
+        })?;
+        let mut total = zeros()?;
+        for part in sums {
+            for (total, part) in total.iter_mut().zip(part) {
+                let _ = total.f_add_(&part)?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Weight of all rows, and weighted sum of all targets.
+    pub fn totals(&self) -> Result<(f64, f64)> {
+        let (mut weights, mut targets) = (0.0, 0.0);
+        self.visit_raw(&mut |raw| {
+            match &raw.weight {
+                Some(weight) => {
+                    weights += scalar(&weight.f_sum(Kind::Double)?)?;
+                    targets += scalar(&weight.f_mul(&raw.y)?.f_sum(Kind::Double)?)?;
+                }
+                None => {
+                    weights += raw.rows() as f64;
+                    targets += scalar(&raw.y.f_sum(Kind::Double)?)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok((weights, targets))
+    }
+
+    fn transformation(&self) -> Result<Transformation<'a>> {
+        let inverse: Vec<f64> = self.scale.iter().map(|scale| 1.0 / scale).collect();
+        Ok(Transformation {
+            encoding: self.encoding,
+            intercept: self.intercept,
+            shift: vector(&self.shift)?.f_to_device(self.device)?,
+            inverse: vector(&inverse)?.f_to_device(self.device)?,
         })
     }
 

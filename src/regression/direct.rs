@@ -28,22 +28,20 @@ impl Normal {
     /// Sums over all rows.
     pub fn of(design: &Design) -> Result<Self> {
         let columns = design.columns() as i64;
-        let options = (Kind::Double, design.device());
-        let gram = Tensor::f_zeros([columns, columns], options)?;
-        let right = Tensor::f_zeros([columns], options)?;
-        let totals = Tensor::f_zeros([3], options)?;
-        design.visit(&mut |block: &Block| {
+        let shapes: [&[i64]; 3] = [&[columns, columns], &[columns], &[3]];
+        let sums = design.sum(&[], &shapes, &|_, sums, block: &Block| {
             let (x, y) = match &block.weight {
                 Some(weight) => (&block.x * weight.f_unsqueeze(1)?, &block.y * weight),
                 None => (block.x.shallow_clone(), block.y.shallow_clone()),
             };
-            let _ = gram.shallow_clone().f_addmm_(&x.f_tr()?, &block.x)?;
-            let _ = right.shallow_clone().f_add_(&block.x.f_tr()?.f_mv(&y)?)?;
+            let _ = sums[0].shallow_clone().f_addmm_(&x.f_tr()?, &block.x)?;
+            let _ = sums[1].shallow_clone().f_addmv_(&block.x.f_tr()?, &y)?;
             let of_rows = [y.f_dot(&block.y)?, y.f_sum(Kind::Double)?, block.weights()?.f_sum(Kind::Double)?];
-            let _ = totals.shallow_clone().f_add_(&Tensor::f_stack(&of_rows, 0)?)?;
+            let _ = sums[2].shallow_clone().f_add_(&Tensor::f_stack(&of_rows, 0)?)?;
             Ok(())
         })?;
-        let totals = numbers(&totals)?;
+        let totals = numbers(&sums[2])?;
+        let (gram, right) = (sums[0].shallow_clone(), sums[1].shallow_clone());
         Ok(Self { gram, right, squares: totals[0], sum: totals[1], weight: totals[2] })
     }
 }

@@ -388,18 +388,6 @@ const MANY_ROWS: usize = 100_000;
 /// Which part: one block in so many.
 const THINNING: usize = 16;
 
-/// Weight of all rows, and of all targets.
-fn totals(design: &Design) -> Result<(f64, f64)> {
-    let totals = Tensor::f_zeros([2], (Kind::Double, design.device()))?;
-    design.visit(&mut |block: &Block| {
-        let sums = [block.weights()?.f_sum(Kind::Double)?, block.sum(&block.y)?];
-        let _ = totals.shallow_clone().f_add_(&Tensor::f_stack(&sums, 0)?)?;
-        Ok(())
-    })?;
-    let totals = Vec::<f64>::try_from(totals)?;
-    Ok((totals[0], totals[1]))
-}
-
 /// The directions in which a softmax does not change, for the coefficients without a penalty: the same number added to all classes. As a
 /// matrix to add to the Hessian, `[classes · columns, classes · columns]`.
 fn free_directions(
@@ -429,7 +417,7 @@ fn free_directions(
 fn iterate(config: &RegressionModelConfig, design: &Design, solver: Solver, given: Given) -> Result<Outcome> {
     let options = (Kind::Double, design.device());
     let columns = design.columns() as i64;
-    let (weight, sum) = totals(design)?;
+    let (weight, sum) = design.totals()?;
     let (l1, l2) = config.strengths(weight);
     let most = |usual: u64| config.max_iterations.unwrap_or(usual);
     let tolerance = |usual: f64| config.tolerance.unwrap_or(usual);
@@ -498,12 +486,12 @@ fn iterate(config: &RegressionModelConfig, design: &Design, solver: Solver, give
             coordinate::generalised(&model, l1, begin, free.as_ref(), tolerance(1e-12), most(500))?
         }
         _ if given.start.is_none()
-            && design.source().is_in_memory()
+            && design.source().blocks().is_some()
             && design.source().rows() > MANY_ROWS =>
         {
             // A part of the rows comes near at a part of the cost; what is left takes few passes over all of them.
             let part = design.thinned(THINNING);
-            let share = totals(&part)?.0 / weight;
+            let share = part.totals()?.0 / weight;
             let near = Glm { design: &part, loss, l2: l2 * share };
             let begin_again = begin.shallow_clone();
             let near = newton::minimise(&near, begin, free.as_ref(), 1e-3, 20, true)?;
@@ -544,7 +532,7 @@ pub fn fit_path(configs: &[RegressionModelConfig], design: &Design) -> Result<Ve
 /// The penalty from which on every coefficient is zero, as `alpha` or as 1 / `c`, of a model with an L1 part; for one without, a thousand times the
 /// penalty that halves the coefficients of uncorrelated columns.
 pub fn largest_penalty(config: &RegressionModelConfig, design: &Design) -> Result<f64> {
-    let (weight, sum) = totals(design)?;
+    let (weight, sum) = design.totals()?;
     let unit = RegressionModelConfig {
         alpha: config.alpha.map(|_| 1.0),
         c: config.c.map(|_| 1.0),

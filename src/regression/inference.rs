@@ -1,6 +1,7 @@
 //! What a fit says about the population: standard errors, tests, intervals, information criteria, and diagnostics of residuals.
 //!
-//! Definitions and names are those of statsmodels 0.15 (`OLS`, `WLS`, `Logit`, `MNLogit`, `GLM(Poisson)`), where it has the model.
+//! Definitions and names are those of statsmodels 0.15 (`OLS`, `WLS`, `Logit`, `MNLogit`, `GLM(Poisson)`, `RLM`, `QuantReg`), where it has the
+//! model.
 
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
@@ -590,34 +591,34 @@ fn poisson_misfit(design: &Design, fit: &Fit) -> Result<(f64, f64)> {
     Ok((deviance, pearson))
 }
 
-/// Huber and quantile regression: coefficients and residuals, no tests.
+/// Huber and quantile regression: residuals, and standard errors where there are neither weights nor a penalty.
 fn robust_fits(config: &RegressionModelConfig, design: &Design, fit: &Fit) -> Result<(Inference, Residuals)> {
-    let mut inference = blank(config, design, fit, "t");
+    let is_quantile = config.name == ModelName::Quantile;
+    let mut inference = blank(config, design, fit, if is_quantile { "t" } else { "z" });
     let beta = fit.internal.f_select(0, 0)?;
+    let scale = fit.model.scale.unwrap_or(f64::NAN);
+    let epsilon = config.epsilon.unwrap_or(1.35);
     let mut drawn = Residuals::default();
     let stride = design.source().rows().div_ceil(DRAWN_ROWS).max(1) as i64;
-    let (mut seen, mut absolute, mut pinball, mut pinball_null) = (0i64, 0.0, 0.0, 0.0);
-    let quantile = config.quantile.unwrap_or(0.5);
-    let rho = |residual: &Tensor| -> Result<Tensor> {
-        Ok((residual * quantile).f_maximum(&(residual * (quantile - 1.0)))?)
-    };
-    // The sample quantile is what is predicted without features.
-    let mut targets = Vec::new();
-    if config.name == ModelName::Quantile {
-        design.visit(&mut |block: &Block| {
-            targets.extend(numbers(&block.y)?);
-            Ok(())
-        })?;
-        targets.sort_unstable_by(f64::total_cmp);
-    }
-    let middle = ((targets.len() as f64 * quantile).ceil() as usize).clamp(1, targets.len().max(1)) - 1;
-    let constant = targets.get(middle).copied().unwrap_or_default();
+    let (mut seen, mut absolute, mut pull, mut inliers) = (0i64, 0.0, 0.0, 0.0);
+    // Quantile regression has all rows in memory anyway.
+    let (mut targets, mut residuals, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     design.visit(&mut |block: &Block| {
         let fitted = block.x.f_mv(&beta)?;
         let residual = &block.y - &fitted;
         absolute += scalar(&block.sum(&residual.f_abs()?)?)?;
-        pinball += scalar(&block.sum(&rho(&residual)?)?)?;
-        pinball_null += scalar(&block.sum(&rho(&(&block.y - constant))?)?)?;
+        match is_quantile {
+            true => {
+                targets.extend(numbers(&block.y)?);
+                residuals.extend(numbers(&residual)?);
+                weights.extend(numbers(&block.weights()?)?);
+            }
+            false => {
+                let z = &residual / scale;
+                pull += scalar(&z.f_clamp(-epsilon, epsilon)?.f_square()?.f_sum(Kind::Double)?)?;
+                inliers += scalar(&z.f_abs()?.f_le(epsilon)?.f_sum(Kind::Double)?)?;
+            }
+        }
         let first = (stride - seen % stride) % stride;
         if first < block.y.size()[0] {
             let pick = |tensor: &Tensor| numbers(&tensor.f_slice(0, first, None, stride)?);
@@ -627,21 +628,130 @@ fn robust_fits(config: &RegressionModelConfig, design: &Design, fit: &Fit) -> Re
         seen += block.y.size()[0];
         Ok(())
     })?;
+    let rows = inference.rows as f64;
     let mut figures = Figures(Vec::new());
-    match config.name {
-        ModelName::Quantile => {
-            figures.put("quantile", "Quantile", quantile);
-            figures.put("pinball_loss", "Pinball loss", pinball / inference.rows as f64);
-            figures.put("pseudo_r2", "Pseudo R-squ.", 1.0 - pinball / pinball_null);
+    if is_quantile {
+        let quantile = config.quantile.unwrap_or(0.5);
+        // The sample quantile is what is predicted without features.
+        let mut sorted = targets.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let middle = ((sorted.len() as f64 * quantile).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+        let constant = sorted.get(middle).copied().unwrap_or_default();
+        let lost = |residual: f64| (residual * quantile).max(residual * (quantile - 1.0));
+        let pinball: f64 =
+            residuals.iter().zip(&weights).map(|(residual, weight)| weight * lost(*residual)).sum();
+        let null: f64 = targets.iter().zip(&weights).map(|(y, weight)| weight * lost(y - constant)).sum();
+        figures.put("quantile", "Quantile", quantile);
+        figures.put("pinball_loss", "Pinball loss", pinball / rows);
+        figures.put("pseudo_r2", "Pseudo R-squ.", 1.0 - pinball / null);
+    } else {
+        figures.put("mean_absolute_error", "Mean abs. error", absolute / rows);
+        figures.put("scale", "Scale", scale);
+    }
+    let why_not = if config.is_penalised() {
+        Some("The coefficients are shrunk by a penalty: they have no standard errors (use --alpha 0).")
+    } else if fit.model.encoding.columns().is_empty() || inference.df_residuals <= 0.0 {
+        Some("There are as many coefficients as rows: the fit has no residuals to judge it by.")
+    } else if has_weights(design)? {
+        Some("With weights of rows there are no standard errors.")
+    } else {
+        None
+    };
+    if let Some(why_not) = why_not {
+        inference.notes.push(why_not.to_owned());
+    } else if is_quantile {
+        let sparsity = Sparsity::of(&targets, &mut residuals.clone(), config.quantile.unwrap_or(0.5));
+        let covariance = quantile_covariance(design, &beta, &sparsity)?;
+        let (errors, degrees) = (errors_in_units(design, &covariance)?, inference.df_residuals);
+        let reach = t_quantile(TAIL, degrees);
+        for (coefficient, error) in inference.coefficients.iter_mut().zip(errors) {
+            complete(coefficient, error, reach, |t| t_two_sided(t, degrees));
         }
-        _ => {
-            figures.put("mean_absolute_error", "Mean abs. error", absolute / inference.rows as f64);
-            figures.put("scale", "Scale", fit.model.scale.unwrap_or(f64::NAN));
+        figures.put("sparsity", "Sparsity", 1.0 / sparsity.density);
+        figures.put("bandwidth", "Bandwidth", sparsity.bandwidth);
+        inference.notes.push(
+            "Standard errors allow for unequal variances (Epanechnikov kernel, Hall and Sheather's bandwidth)."
+                .to_owned(),
+        );
+    } else {
+        // Huber 1973: the covariance that statsmodels calls H1, at the scale that was fitted along.
+        let inside = inliers / rows;
+        let correction = 1.0 + design.columns() as f64 / rows * (inside * (1.0 - inside)) / inside.powi(2);
+        let variance = correction.powi(2) * pull * scale.powi(2) / inference.df_residuals / inside.powi(2);
+        let covariance = inverse(&Normal::of(design)?.gram)? * variance;
+        let (errors, reach) = (errors_in_units(design, &covariance)?, normal_quantile(TAIL));
+        for (coefficient, error) in inference.coefficients.iter_mut().zip(errors) {
+            complete(coefficient, error, reach, normal_two_sided);
         }
+        inference
+            .notes
+            .push("Standard errors are Huber's (H1), at the scale that was fitted along.".to_owned());
     }
     inference.figures = figures.0;
-    inference.notes.push(format!("No standard errors are given for {}.", config.name.name()));
     Ok((inference, drawn))
+}
+
+fn has_weights(design: &Design) -> Result<bool> {
+    let mut found = false;
+    design.source().visit(&mut |block| {
+        found |= block.weight.is_some();
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// How dense the residuals lie at zero, as statsmodels' `QuantReg` estimates it.
+struct Sparsity {
+    quantile: f64,
+    bandwidth: f64,
+    density: f64,
+    /// What counts as zero: rows through which the fit goes.
+    zero: f64,
+}
+
+impl Sparsity {
+    fn of(targets: &[f64], residuals: &mut [f64], quantile: f64) -> Self {
+        let count = residuals.len() as f64;
+        let mean = targets.iter().sum::<f64>() / count;
+        let deviation = (targets.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / count).sqrt();
+        residuals.sort_unstable_by(f64::total_cmp);
+        let percentile = |share: f64| {
+            let place = share * (count - 1.0);
+            let (below, above) = (place.floor() as usize, place.ceil() as usize);
+            residuals[below] + (residuals[above] - residuals[below]) * place.fract()
+        };
+        let spread = (percentile(0.75) - percentile(0.25)) / 1.34;
+        // Hall and Sheather 1988.
+        let z = -normal_quantile(quantile);
+        let peak = 1.5 * ((-0.5 * z * z).exp() / std::f64::consts::TAU.sqrt()).powi(2);
+        let width = count.powf(-1.0 / 3.0)
+            * normal_quantile(TAIL).powf(2.0 / 3.0)
+            * (peak / (2.0 * z * z + 1.0)).powf(1.0 / 3.0);
+        let bandwidth = deviation.min(spread)
+            * (normal_quantile(1.0 - quantile - width) - normal_quantile(1.0 - quantile + width));
+        let kernel = |u: f64| if u.abs() <= 1.0 { 0.75 * (1.0 - u * u) } else { 0.0 };
+        let density =
+            residuals.iter().map(|residual| kernel(residual / bandwidth)).sum::<f64>() / (count * bandwidth);
+        let zero = 1e-9 * residuals.iter().fold(0.0, |largest: f64, residual| largest.max(residual.abs()));
+        Self { quantile, bandwidth, density, zero }
+    }
+}
+
+fn quantile_covariance(design: &Design, beta: &Tensor, sparsity: &Sparsity) -> Result<Tensor> {
+    let columns = design.columns() as i64;
+    let Sparsity { quantile, density, zero, .. } = *sparsity;
+    let (above, below) = ((quantile / density).powi(2), ((1.0 - quantile) / density).powi(2));
+    let shape: [&[i64]; 2] = [&[columns, columns], &[columns, columns]];
+    let sums = design.sum(&[beta], &shape, &|given, sums, block| {
+        let residual = &block.y - block.x.f_mv(&given[0])?;
+        let share = residual.f_gt(zero)?.f_to_kind(Kind::Double)? * (above - below) + below;
+        let transposed = block.x.f_tr()?;
+        let _ = sums[0].shallow_clone().f_addmm_(&transposed, &block.x)?;
+        let _ = sums[1].shallow_clone().f_addmm_(&transposed, &(&block.x * share.f_unsqueeze(1)?))?;
+        Ok(())
+    })?;
+    let inverse = inverse(&sums[0])?;
+    Ok(inverse.f_matmul(&sums[1])?.f_matmul(&inverse)?)
 }
 
 /// The summary as text, laid out as statsmodels does.

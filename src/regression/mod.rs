@@ -6,6 +6,7 @@
 //! | [`encoding`] | features as the columns of a design: one-hot categories, filled gaps, centre and scale |
 //! | [`prepare`] | a table parted into training and test rows, with its encoding |
 //! | [`design`] | passes over the rows of a design, in memory or from a file |
+//! | [`parallel`] | the same on several threads |
 //! | [`objective`] | what is minimised: loss, gradient and Hessian of generalised linear models |
 //! | [`direct`], [`newton`], [`lbfgs`], [`coordinate`], [`interior`] | how it is minimised |
 //! | [`fit`] | which solver, and the fitted model in the units of the table |
@@ -29,6 +30,7 @@ pub mod interior;
 pub mod lbfgs;
 pub mod newton;
 pub mod objective;
+pub mod parallel;
 pub mod prepare;
 pub mod resampling;
 pub mod scores;

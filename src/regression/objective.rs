@@ -80,6 +80,21 @@ impl Loss {
         })
     }
 
+    /// In how many rows the class does not have the largest score, as a tensor; one for a loss without classes.
+    fn count_mistakes(self, predictor: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let margin = match self {
+            Loss::Logistic => predictor.f_squeeze_dim(1)? * (y * 2.0 - 1.0),
+            Loss::Multinomial(_) => {
+                let class = y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?;
+                let own = predictor.f_gather(1, &class, false)?.f_squeeze_dim(1)?;
+                let others = predictor.f_scatter_value(1, &class, f64::NEG_INFINITY)?;
+                own - others.f_amax([1i64].as_slice(), false)?
+            }
+            _ => return Ok(Tensor::f_ones([0i64; 0], (Kind::Double, y.device()))?),
+        };
+        Ok(margin.f_gt(0.0)?.f_logical_not()?.f_sum(Kind::Double)?)
+    }
+
     /// What the linear predictors of a row are pulled by: the loss's derivative, `[rows, outputs]`.
     fn slope(self, mean: &Tensor, y: &Tensor) -> Result<Tensor> {
         match self {
@@ -115,20 +130,6 @@ impl Glm<'_> {
         }
         Ok(mask.f_view([-1])?)
     }
-
-    fn is_separated(&self, predictor: &Tensor, y: &Tensor) -> Result<bool> {
-        let margin = match self.loss {
-            Loss::Logistic => predictor.f_squeeze_dim(1)? * (y * 2.0 - 1.0),
-            Loss::Multinomial(_) => {
-                let class = y.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?;
-                let own = predictor.f_gather(1, &class, false)?.f_squeeze_dim(1)?;
-                let others = predictor.f_scatter_value(1, &class, f64::NEG_INFINITY)?;
-                own - others.f_amax([1i64].as_slice(), false)?
-            }
-            _ => return Ok(false),
-        };
-        Ok(scalar(&margin.f_min()?)? > 0.0)
-    }
 }
 
 impl Objective for Glm<'_> {
@@ -138,30 +139,28 @@ impl Objective for Glm<'_> {
 
     fn evaluate(&self, at: &Tensor, hessian: bool) -> Result<Point> {
         let (outputs, columns) = (self.outputs(), self.design.columns() as i64);
-        let options = (Kind::Double, self.design.device());
         let weights = at.f_view([outputs, columns])?;
-        let mut value = Tensor::f_zeros([0i64; 0], options)?;
-        let gradient = Tensor::f_zeros([outputs, columns], options)?;
-        let curvature = match hessian {
-            true => Some(Tensor::f_zeros([outputs, outputs, columns, columns], options)?),
-            false => None,
-        };
-        let mut separated = true;
-        self.design.visit(&mut |block: &Block| {
-            let predictor = block.x.f_matmul(&weights.f_tr()?)?; // [rows, outputs]
-            value += block.sum(&self.loss.of_rows(&predictor, &block.y)?)?;
-            let mean = self.loss.mean(&predictor)?;
-            let mut slope = self.loss.slope(&mean, &block.y)?;
+        let curvature = if hessian { [outputs, outputs, columns, columns] } else { [0; 4] };
+        let shapes: [&[i64]; 4] = [&[], &[outputs, columns], &[], &curvature];
+        let loss = self.loss;
+        let sums = self.design.sum(&[&weights], &shapes, &|given, sums, block: &Block| {
+            let [value, gradient, mixed, curvature] = sums else { return Ok(()) };
+            let predictor = block.x.f_matmul(&given[0].f_tr()?)?; // [rows, outputs]
+            let _ = value.shallow_clone().f_add_(&block.sum(&loss.of_rows(&predictor, &block.y)?)?)?;
+            let mean = loss.mean(&predictor)?;
+            let mut slope = loss.slope(&mean, &block.y)?;
             if let Some(weight) = &block.weight {
                 slope = slope.f_mul(&weight.f_unsqueeze(1)?)?;
             }
-            let _ = gradient.shallow_clone().f_add_(&slope.f_tr()?.f_matmul(&block.x)?)?;
-            separated = separated && self.is_separated(&predictor, &block.y)?;
-            let Some(curvature) = &curvature else { return Ok(()) };
+            let _ = gradient.shallow_clone().f_addmm_(&slope.f_tr()?, &block.x)?;
+            let _ = mixed.shallow_clone().f_add_(&loss.count_mistakes(&predictor, &block.y)?)?;
+            if !hessian {
+                return Ok(());
+            }
             for first in 0..outputs {
                 for second in first..outputs {
                     let p = mean.f_select(1, first)?;
-                    let of_row = match self.loss {
+                    let of_row = match loss {
                         Loss::Squared => p.f_ones_like()?,
                         Loss::Logistic => &p * (1.0 - &p),
                         Loss::Poisson => p,
@@ -172,12 +171,15 @@ impl Objective for Glm<'_> {
                         Some(weight) => of_row * weight,
                         None => of_row,
                     };
-                    let product = block.x.f_tr()?.f_matmul(&(&block.x * of_row.f_unsqueeze(1)?))?;
-                    let _ = curvature.f_select(0, first)?.f_select(0, second)?.f_add_(&product)?;
+                    let scaled = &block.x * of_row.f_unsqueeze(1)?;
+                    let mut part = curvature.f_select(0, first)?.f_select(0, second)?;
+                    let _ = part.f_addmm_(&block.x.f_tr()?, &scaled)?;
                 }
             }
             Ok(())
         })?;
+        let (gradient, separated) = (&sums[1], scalar(&sums[2])? == 0.0);
+        let curvature = hessian.then(|| sums[3].shallow_clone());
         let penalised = self.penalised()?;
         let hessian = match curvature {
             None => None,
@@ -195,7 +197,7 @@ impl Objective for Glm<'_> {
             }
         };
         let penalty = 0.5 * self.l2 * scalar(&(at.f_square()? * &penalised).f_sum(Kind::Double)?)?;
-        let value = scalar(&value)? + penalty;
+        let value = scalar(&sums[0])? + penalty;
         Ok(Point {
             value: if value.is_nan() { f64::INFINITY } else { value },
             gradient: gradient.f_view([-1])? + at * &penalised * self.l2,

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::config::{Goal, MissingPolicy, TableDataConfig, UnseenPolicy};
 use super::design::RowSource;
 use super::encoding::{Encoding, Feature, FeatureKind, MISSING_LEVEL, UNSEEN};
+use super::parallel::{on_threads, shares};
 use crate::data::order::{hold_out, permutation};
 use crate::data::table::{
     ColumnRequest, ColumnType, Head, Levels, TableReader, TableSource, Wanted, find_column, read_all, recode,
@@ -35,6 +36,17 @@ impl RawBlock {
     /// How many rows there are.
     pub fn rows(&self) -> i64 {
         self.y.size()[0]
+    }
+
+    /// The same rows for another thread; a handle, not a copy.
+    pub fn handle(&self) -> RawBlock {
+        let of = |tensor: &Tensor| tensor.shallow_clone();
+        RawBlock {
+            x: of(&self.x),
+            y: of(&self.y),
+            weight: self.weight.as_ref().map(of),
+            group: self.group.as_ref().map(of),
+        }
     }
 
     /// The rows with these positions.
@@ -218,7 +230,7 @@ pub fn prepare(data: &TableDataConfig, goal: Goal, seed: u64, threads: usize) ->
     let (blocks, levels) = read_all(&mut reader, &roles.requests, threads)?;
     let mut warnings = skip_warning(&reader);
     let classes = classes_of(goal, &levels[roles.features.len()], &roles.target, &name)?;
-    let blocks = without_missing(blocks, &roles, data, &name, &mut warnings)?;
+    let blocks = without_missing(blocks, reader.missing(), &roles, data, &name, &mut warnings)?;
     let rows: usize = blocks.iter().map(|block| block.size()[0] as usize).sum();
 
     let test_fraction = if data.test_path.is_some() { 0.0 } else { data.test_fraction };
@@ -247,7 +259,7 @@ pub fn prepare(data: &TableDataConfig, goal: Goal, seed: u64, threads: usize) ->
         first += count;
     }
     check_weights(&train, data, &name)?;
-    let features = find_features(&train, &roles, data, &levels, &name)?;
+    let features = find_features(&train, &roles, data, &levels, reader.missing(), &name)?;
     let mut encoding = Encoding {
         target: roles.target.clone(),
         classes,
@@ -301,7 +313,7 @@ pub fn read_with(
     let roles = Roles::known(encoding, data);
     let (blocks, _) = read_all(&mut reader, &roles.requests, threads)?;
     let mut warnings = skip_warning(&reader);
-    let blocks = without_missing(blocks, &roles, data, &name, &mut warnings)?;
+    let blocks = without_missing(blocks, reader.missing(), &roles, data, &name, &mut warnings)?;
     let parted = blocks.iter().map(|block| roles.part(block)).collect::<Result<Vec<_>>>()?;
     refuse_gaps(encoding, &parted, &name)?;
     Ok((parted, warnings))
@@ -357,26 +369,20 @@ pub fn classes_of(
     }
 }
 
-/// Counts missing values by column; drops their rows or refuses them as the policy says.
+/// Drops rows with missing values, of which there are `missing` by column, or refuses them, as the policy says.
 fn without_missing(
     blocks: Vec<Tensor>,
+    missing: &[u64],
     roles: &Roles,
     data: &TableDataConfig,
     name: &str,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Tensor>> {
-    let mut missing = vec![0i64; roles.requests.len()];
-    for block in &blocks {
-        let counts = block.f_isnan()?.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Int64)?;
-        for (total, count) in missing.iter_mut().zip(Vec::<i64>::try_from(counts)?) {
-            *total += count;
-        }
-    }
     let features = roles.features.len();
     let told = |range: std::ops::Range<usize>| -> Vec<String> {
         range
             .filter(|&column| missing[column] > 0)
-            .map(|column| format!("{} {}", roles.requests[column].name, count(missing[column] as u64)))
+            .map(|column| format!("{} {}", roles.requests[column].name, count(missing[column])))
             .collect()
     };
     let (in_features, elsewhere) = (told(0..features), told(features..missing.len()));
@@ -499,6 +505,7 @@ fn find_features(
     roles: &Roles,
     data: &TableDataConfig,
     levels: &[Option<Levels>],
+    missing: &[u64],
     name: &str,
 ) -> Result<Vec<Found>> {
     let mut found = Vec::with_capacity(roles.features.len());
@@ -509,9 +516,12 @@ fn find_features(
                 .map(|block| block.x.f_select(1, column as i64))
                 .collect::<std::result::Result<_, _>>()?)
         };
+        // Those in the table may all be in test rows, or have been dropped.
         let mut has_missing = false;
-        for values in values()? {
-            has_missing |= values.f_isnan()?.f_any()?.f_int64_value(&[])? != 0;
+        if missing[column] > 0 {
+            for values in values()? {
+                has_missing |= values.f_isnan()?.f_any()?.f_int64_value(&[])? != 0;
+            }
         }
         found.push(match &levels[column] {
             None => {
@@ -654,9 +664,20 @@ fn refuse_unseen(test: &[RawBlock], features: &[Found]) -> Result<()> {
 ///
 /// One pass, shifted by the means of the first block, so that large means cost no digits.
 pub fn measure(encoding: &mut Encoding, train: &[RawBlock], goal: Goal) -> Result<()> {
+    let add = |moments: &mut Moments, block: &RawBlock| {
+        moments.add(&encoding.encode(&block.x)?, (goal == Goal::Number).then_some(&block.y))
+    };
     let mut moments = Moments::default();
-    for block in train {
-        moments.add(&encoding.encode(&block.x)?, (goal == Goal::Number).then_some(&block.y))?;
+    if let [first, others @ ..] = train {
+        add(&mut moments, first)?;
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        let parts =
+            shares(others.iter(), threads).into_iter().map(|share| (share, moments.beside())).collect();
+        let parts = on_threads(parts, &|(share, mut moments)| {
+            share.iter().try_for_each(|block| add(&mut moments, block))?;
+            Ok(moments)
+        })?;
+        parts.into_iter().try_for_each(|part| moments.merge(part))?;
     }
     moments.write_into(encoding)
 }
@@ -694,6 +715,23 @@ impl Moments {
             None => (sum, squares),
         });
         self.rows += values.size()[0] as f64;
+        Ok(())
+    }
+
+    /// Sums of other rows around the same shift, to be merged.
+    fn beside(&self) -> Self {
+        let shift = self.shift.as_ref().map(Tensor::shallow_clone);
+        Self { rows: 0.0, shift, sums: None, has_target: self.has_target }
+    }
+
+    fn merge(&mut self, other: Moments) -> Result<()> {
+        if let Some((sum, squares)) = other.sums {
+            self.sums = Some(match self.sums.take() {
+                Some((old_sum, old_squares)) => (old_sum.f_add(&sum)?, old_squares.f_add(&squares)?),
+                None => (sum, squares),
+            });
+            self.rows += other.rows;
+        }
         Ok(())
     }
 

@@ -60,6 +60,10 @@ pub struct Report {
     pub examples: Vec<Example>,
     /// Wrongly predicted samples, the most confident first; the first 20 are shown.
     pub mistakes: Vec<Example>,
+    /// Samples that the model was least sure of, the least sure first; the first 20 are shown.
+    pub uncertain: Vec<Example>,
+    /// What the pictures of mistakes and uncertain samples show besides the sample, in a sentence; may be empty.
+    pub about_pictures: String,
     /// Further charts.
     pub charts: Vec<Chart>,
     /// Further drawings.
@@ -270,6 +274,8 @@ pub fn render(report: &Report) -> Result<String> {
         classes => class_tables(&report.classes)?,
         examples => examples(&report.examples, EXAMPLES)?,
         mistakes => examples(&report.mistakes, MISTAKES)?,
+        uncertain => examples(&report.uncertain, MISTAKES)?,
+        about_pictures => report.about_pictures.clone(),
         charts => charts(&report.charts),
         figures => figures.collect::<Vec<Value>>(),
         tables => report.tables.iter().map(table_view).collect::<Result<Vec<Value>>>()?,

@@ -56,8 +56,67 @@ pub fn framed(png_bytes: &[u8], right: bool) -> Result<Vec<u8>> {
     png(frame.as_raw(), frame.height(), frame.width(), ExtendedColorType::Rgb8)
 }
 
+/// Colours from nothing to most, dark to bright, red, green, blue.
+const HEAT: [[f32; 3]; 5] = [
+    [13.0, 8.0, 135.0],
+    [126.0, 3.0, 168.0],
+    [204.0, 71.0, 120.0],
+    [248.0, 149.0, 64.0],
+    [240.0, 249.0, 33.0],
+];
+
+/// Lays heat over a picture of `[height, width, 3]` bytes: one number for each pixel, of which what is above 0 shows. The picture turns grey beneath, and the
+/// more so the hotter; the hottest hundredth of the pixels has the brightest colour.
+pub fn overlaid(picture: &[u8], heat: &[f32]) -> Vec<u8> {
+    let mut positive: Vec<f32> = heat.iter().copied().filter(|value| *value > 0.0).collect();
+    positive.sort_unstable_by(f32::total_cmp);
+    let most = positive.get(positive.len().saturating_sub(1 + positive.len() / 100)).copied().unwrap_or(1.0);
+    let shade = |(pixel, heat): (&[u8], &f32)| -> [u8; 3] {
+        let share = (heat / most).clamp(0.0, 1.0);
+        let place = share * (HEAT.len() - 1) as f32;
+        let (step, rest) = ((place as usize).min(HEAT.len() - 2), place.fract());
+        let rest = if place as usize > step { 1.0 } else { rest };
+        let grey = 0.3 * f32::from(pixel[0]) + 0.59 * f32::from(pixel[1]) + 0.11 * f32::from(pixel[2]);
+        let strength = 0.35 + 0.4 * share;
+        std::array::from_fn(|channel| {
+            let color = HEAT[step][channel] + rest * (HEAT[step + 1][channel] - HEAT[step][channel]);
+            (grey + strength * (color - grey)).round() as u8
+        })
+    };
+    picture.chunks_exact(3).zip(heat).flat_map(shade).collect()
+}
+
+/// Lays pictures of one size, `[height, width, 3]` bytes each, out in rows on white, as PNG. Small ones are enlarged by whole factors, with hard edges.
+pub fn sheet(pictures: &[Vec<u8>], height: usize, width: usize, columns: usize) -> Result<Vec<u8>> {
+    const GAP: usize = 4;
+    const SMALLEST_SIDE: usize = 96;
+    if columns == 0
+        || pictures.is_empty()
+        || pictures.iter().any(|picture| picture.len() != 3 * height * width)
+    {
+        bail!("{} pictures of {height} × {width} pixels make no sheet", pictures.len());
+    }
+    let factor = SMALLEST_SIDE.div_ceil(height.min(width)).max(1);
+    let (tile_height, tile_width) = (height * factor + GAP, width * factor + GAP);
+    let rows = pictures.len().div_ceil(columns);
+    let (sheet_height, sheet_width) = (rows * tile_height + GAP, columns * tile_width + GAP);
+    let mut pixels = vec![255u8; 3 * sheet_height * sheet_width];
+    for (number, picture) in pictures.iter().enumerate() {
+        let (top, left) = (GAP + number / columns * tile_height, GAP + number % columns * tile_width);
+        for row in 0..height * factor {
+            let from = &picture[3 * width * (row / factor)..3 * width * (row / factor + 1)];
+            let start = 3 * ((top + row) * sheet_width + left);
+            let to = &mut pixels[start..start + 3 * width * factor];
+            for (color, block) in from.chunks_exact(3).zip(to.chunks_exact_mut(3 * factor)) {
+                block.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(color));
+            }
+        }
+    }
+    png(&pixels, sheet_height as u32, sheet_width as u32, ExtendedColorType::Rgb8)
+}
+
 /// Encodes pixels as PNG.
-pub(super) fn png(pixels: &[u8], height: u32, width: u32, color: ExtendedColorType) -> Result<Vec<u8>> {
+pub fn png(pixels: &[u8], height: u32, width: u32, color: ExtendedColorType) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // The fixed settings make equal pictures equal bytes.
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Default, PngFilter::Adaptive)
@@ -113,6 +172,30 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_sheet_shows_every_picture_enlarged() -> Result<()> {
+        let pictures: Vec<Vec<u8>> = (0..3u8).map(|number| vec![60 * number; 3 * 32 * 48]).collect();
+        let sheet = image::load_from_memory(&sheet(&pictures, 32, 48, 2)?)?.to_rgb8();
+        assert_eq!(sheet.dimensions(), (2 * 148 + 4, 2 * 100 + 4));
+        for (place, value) in
+            [((4, 4), 0), ((147, 99), 0), ((152, 4), 60), ((4, 104), 120), ((152, 104), 255)]
+        {
+            assert_eq!(sheet.get_pixel(place.0, place.1).0, [value; 3], "{place:?}");
+        }
+        assert!(super::sheet(&pictures, 32, 47, 2).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn heat_shows_where_it_is() {
+        let picture = vec![100; 3 * 200];
+        let mut heat = vec![-1.0; 200];
+        heat[7] = 2.0;
+        let shown = overlaid(&picture, &heat);
+        assert!(shown[21] > 150 && shown[22] > 150 && shown[23] < 100, "{:?}", &shown[21..24]);
+        assert!(shown[0] < 100 && shown[..21].chunks(3).all(|pixel| pixel == &shown[..3]));
     }
 
     #[test]

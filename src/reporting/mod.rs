@@ -34,7 +34,7 @@ mod progress;
 mod tensorboard;
 
 pub use html::{Cell, ClassScores, ConfusionMatrix, Example, Figure, Report, RunData, Sample, Table, render};
-pub use images::{framed, png_thumbnail};
+pub use images::{framed, overlaid, png, png_thumbnail, sheet};
 pub use intervals::{Interval, interval_figure};
 pub(crate) use metrics::nullable_values;
 pub use metrics::{MetricsLog, Record, Scores, Split, Summary, Throughput, Values, read_metrics};

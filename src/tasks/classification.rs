@@ -213,11 +213,15 @@ impl Evaluator for ClassificationEvaluator {
         let mut mistakes: Vec<usize> =
             (0..predicted.len()).filter(|&position| predicted[position] != self.targets[position]).collect();
         mistakes.sort_by(|&a, &b| confidence(b).total_cmp(&confidence(a)).then(a.cmp(&b)));
+        let mut uncertain: Vec<usize> = (0..predicted.len()).collect();
+        let entropies: Vec<f64> = uncertain.iter().map(|&position| entropy(self.row(position))).collect();
+        uncertain.sort_by(|&a, &b| entropies[b].total_cmp(&entropies[a]).then(a.cmp(&b)));
         let details = json!({
             "classes": scores,
             "confusion": counts,
             "reliability": bins,
             "mistakes": mistakes.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
+            "uncertain": uncertain.iter().take(LISTED_MISTAKES).map(listed).collect::<Vec<_>>(),
             "examples": evenly(predicted.len(), LISTED_EXAMPLES).map(|position| listed(&position)).collect::<Vec<_>>(),
         });
         Ok(Evaluation { metrics, details })
@@ -232,6 +236,15 @@ pub fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
 
 const LISTED_MISTAKES: usize = 20;
 const LISTED_EXAMPLES: usize = 40;
+
+/// How undecided probabilities are, in nats.
+fn entropy(probabilities: &[f32]) -> f64 {
+    let part = |&probability: &f32| {
+        let probability = f64::from(probability);
+        if probability > 0.0 { -probability * probability.ln() } else { 0.0 }
+    };
+    probabilities.iter().map(part).sum()
+}
 
 /// A share; 0 of nothing.
 pub(super) fn ratio(part: u64, whole: u64) -> f64 {

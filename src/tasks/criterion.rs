@@ -76,7 +76,7 @@ impl ClassificationCriterion {
         }
     }
 
-    /// The summed loss of a batch. Computed in float32 under autocast too, as in PyTorch.
+    /// The summed loss of a batch of classes, or of targets that give each class a probability. Computed in float32 under autocast too, as in PyTorch.
     pub fn loss_sum(&self, logits: &Tensor, labels: &Tensor, mode: Mode) -> Result<Tensor> {
         let logits = logits.f_to_kind(Kind::Float)?;
         let (weights, smoothing, gamma) = match mode {
@@ -110,6 +110,8 @@ impl ClassificationCriterion {
     pub fn right(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let right = match self.multi_label {
             true => logits.f_ge(0.0)?.f_eq_tensor(&labels.f_gt(0.5)?)?.f_all_dim(-1, false)?,
+            // Of mixed targets, the share that the class has.
+            false if labels.dim() == 2 => labels.f_gather(1, &logits.f_argmax(-1, true)?, false)?,
             false => logits.f_argmax(-1, false)?.f_eq_tensor(labels)?,
         };
         Ok(right.f_sum(Kind::Float)?)

@@ -1,5 +1,7 @@
 //! One label for each image: cross-entropy, accuracy, and per-class scores.
 
+use std::path::Path;
+
 use anyhow::Result;
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -8,7 +10,9 @@ use super::classification::{ClassificationEvaluator, Judged, METRICS};
 use super::criterion::{ClassificationCriterion, ClassificationLoss};
 use super::multi_label::{self, MultiLabelEvaluator};
 use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
-use crate::data::images::{ImageBatch, Normalisation};
+use crate::data::augment::mixing::Mix;
+use crate::data::image_dataset::ImageBatch;
+use crate::data::images::Normalisation;
 use crate::models::image::{ImageModel, WeightedScores};
 use crate::models::{Parameters, Role};
 use crate::training::fine_tuning::is_of;
@@ -50,7 +54,6 @@ impl ImageClassification {
         channels_last: bool,
     ) -> Result<Self> {
         let device = parameters.device();
-        let criterion = ClassificationCriterion::new(loss, classes.len(), device)?;
         if channels_last {
             parameters.to_channels_last()?;
         }
@@ -63,7 +66,7 @@ impl ImageClassification {
         Ok(Self {
             backbone,
             normalisation: normalisation.to_device(device)?,
-            criterion,
+            criterion: ClassificationCriterion::new(loss, classes.len(), device)?,
             temperature: 1.0,
             parameters,
             model,
@@ -75,6 +78,11 @@ impl ImageClassification {
     /// Names of the classes in the order of the outputs.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// The network.
+    pub fn model(&self) -> &dyn ImageModel {
+        self.model.as_ref()
     }
 
     /// Whether an image may have several labels.
@@ -92,9 +100,31 @@ impl ImageClassification {
         self.criterion.probabilities(&logits.f_to_kind(Kind::Float)?.f_div_scalar(self.temperature)?)
     }
 
+    /// The logits of what several views of each sample are on average taken for: probabilities are averaged.
+    fn averaged(&self, logits: &Tensor, views: i64) -> Result<Tensor> {
+        if views == 1 {
+            return Ok(logits.shallow_clone());
+        }
+        let logits = logits.f_to_kind(Kind::Float)?;
+        // [batch · views, classes] to [batch, views, classes]
+        let of_views = |values: Tensor| values.f_unflatten(0, [-1, views]);
+        Ok(match self.is_multi_label() {
+            true => of_views(logits.f_sigmoid()?)?.f_mean_dim(1i64, false, Kind::Float)?.f_logit(1e-7)?,
+            false => {
+                let logs = of_views(logits.f_log_softmax(-1, Kind::Float)?)?;
+                logs.f_logsumexp(1i64, false)?.f_sub_scalar((views as f64).ln())?
+            }
+        })
+    }
+
     /// Normalised images, `[batch, channels, height, width]` floats, to logits `[batch, classes]`.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
         self.model.forward(images, mode == Mode::Train)
+    }
+
+    /// Writes the network as the TorchScript module that it is made of, where it is.
+    pub fn save_script(&self, path: &Path) -> Option<Result<()>> {
+        self.model.save_script(path)
     }
 
     /// What the backbone makes of a batch of pixels: the input of the head, on the model's device.
@@ -107,13 +137,22 @@ impl ImageClassification {
         !self.backbone.iter().any(Tensor::requires_grad)
     }
 
-    /// The logits of a batch, and those of auxiliary classifiers.
-    fn scores(&self, images: &Tensor, mode: Mode) -> Result<(Tensor, Vec<WeightedScores>)> {
+    /// The logits of a batch, mixed if asked to, and those of auxiliary classifiers.
+    fn scores(
+        &self,
+        images: &Tensor,
+        mix: Option<&Mix>,
+        mode: Mode,
+    ) -> Result<(Tensor, Vec<WeightedScores>)> {
         let train = mode == Mode::Train;
         if images.kind() != Kind::Uint8 {
             return Ok((self.model.head(images, train), Vec::new()));
         }
         let images = self.normalise(images)?;
+        let images = match mix {
+            Some(mix) => mix.images(&images)?,
+            None => images,
+        };
         Ok(match mode {
             // Dropout belongs to what learns.
             Mode::Train if self.backbone_is_frozen() => {
@@ -146,26 +185,35 @@ impl Task for ImageClassification {
     }
 
     fn metrics(&self) -> &'static [&'static str] {
-        if self.criterion.is_multi_label() { multi_label::METRICS } else { METRICS }
+        if self.is_multi_label() { multi_label::METRICS } else { METRICS }
     }
 
     fn weight(&self, batch: &ImageBatch, mode: Mode) -> Result<f64> {
-        self.criterion.weight(&batch.labels, mode)
+        match batch.mix {
+            // Of targets that are probabilities, PyTorch divides by the samples even with class weights.
+            Some(_) => Ok(batch.labels.size()[0] as f64),
+            None => self.criterion.weight(&batch.labels, mode),
+        }
     }
 
     fn step(&mut self, batch: &ImageBatch, mode: Mode) -> Result<StepOutput> {
-        let (logits, auxiliary) = self.scores(&batch.images, mode)?;
+        let (logits, auxiliary) = self.scores(&batch.images, batch.mix.as_ref(), mode)?;
+        let labels = match &batch.mix {
+            Some(mix) => mix.targets(&batch.labels, self.classes.len() as i64)?,
+            None => batch.labels.shallow_clone(),
+        };
         let logits = if mode == Mode::Evaluate && self.temperature != 1.0 {
             logits.f_div_scalar(self.temperature)?
         } else {
             logits
         };
-        let mut loss_sum = self.criterion.loss_sum(&logits, &batch.labels, mode)?;
+        let logits = self.averaged(&logits, batch.views)?;
+        let mut loss_sum = self.criterion.loss_sum(&logits, &labels, mode)?;
         for WeightedScores { scores, weight } in &auxiliary {
-            let auxiliary = self.criterion.loss_sum(scores, &batch.labels, mode)?.f_mul_scalar(*weight)?;
+            let auxiliary = self.criterion.loss_sum(scores, &labels, mode)?.f_mul_scalar(*weight)?;
             loss_sum = loss_sum.f_add(&auxiliary)?;
         }
-        let right = self.criterion.right(&logits.detach(), &batch.labels)?;
+        let right = self.criterion.right(&logits.detach(), &labels)?;
         let outcome = (mode == Mode::Evaluate)
             .then(|| Outcome { prediction: logits.detach(), target: batch.labels.shallow_clone() });
         let sums = vec![Sum { name: "accuracy", total: right, weight: batch.labels.size()[0] as f64 }];
@@ -174,13 +222,13 @@ impl Task for ImageClassification {
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator>> {
         let classes = self.classes.clone();
-        Some(match self.criterion.is_multi_label() {
+        Some(match self.is_multi_label() {
             true => Box::new(MultiLabelEvaluator::new(classes)),
             false => Box::new(ClassificationEvaluator::new(classes)),
         })
     }
 
     fn examples(&self, evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
-        listed(&evaluation.details["examples"], &self.classes, self.criterion.is_multi_label())
+        listed(&evaluation.details["examples"], &self.classes, self.is_multi_label())
     }
 }

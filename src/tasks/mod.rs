@@ -5,6 +5,7 @@ pub mod classification;
 pub mod correlation;
 pub mod criterion;
 pub mod entities;
+pub mod explanation;
 pub mod forecasting;
 pub mod image_classification;
 pub mod language_model;

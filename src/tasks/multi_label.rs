@@ -162,7 +162,13 @@ impl Evaluator for MultiLabelEvaluator {
         mistakes.truncate(LISTED_MISTAKES);
         let examples: Vec<PredictedSample> =
             evenly(self.samples.len(), LISTED_EXAMPLES).map(|sample| self.described(sample)).collect();
-        let details = json!({ "classes": scores, "mistakes": mistakes, "examples": examples });
+        let mut uncertain: Vec<PredictedSample> =
+            (0..self.samples.len()).map(|sample| self.described(sample)).collect();
+        uncertain.sort_by(|a, b| confidence(a).total_cmp(&confidence(b)).then(a.sample.cmp(&b.sample)));
+        uncertain.truncate(LISTED_MISTAKES);
+        let details = json!({
+            "classes": scores, "mistakes": mistakes, "uncertain": uncertain, "examples": examples,
+        });
         Ok(Evaluation { metrics, details })
     }
 }

@@ -11,6 +11,7 @@ use super::precision::Precision;
 use super::schedule::ScheduleConfig;
 use crate::bail_input;
 use crate::models::name_pattern;
+use crate::tasks::explanation::Method;
 
 /// How a model is trained. Every key has a default, so a recipe names only what it means to set.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -54,6 +55,8 @@ pub struct TrainingConfig {
     pub focal_gamma: f64,
     /// Which samples an epoch has.
     pub sampling: Sampling,
+    /// How often an epoch takes each of its samples in a row, varied anew each time (repeated augmentation). An epoch is as long as without it.
+    pub repeats: usize,
     /// Weight of each class in the loss.
     pub class_weights: Option<ClassWeights>,
     /// Decay of an exponential moving average of the weights, which evaluation then uses.
@@ -85,6 +88,8 @@ pub struct TrainingConfig {
     pub histograms_every: Option<u64>,
     /// How many samples the event files show with their predictions at each evaluation, where samples are pictures.
     pub examples: usize,
+    /// How the report explains mistakes and uncertain predictions of images; not at all if left out.
+    pub explain: Option<Method>,
     /// Arithmetic of the forward and backward pass.
     pub precision: Precision,
     /// `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -121,6 +126,7 @@ impl Default for TrainingConfig {
             label_smoothing: 0.0,
             focal_gamma: 0.0,
             sampling: Sampling::Shuffled,
+            repeats: 1,
             class_weights: None,
             ema: None,
             init_from: None,
@@ -136,6 +142,7 @@ impl Default for TrainingConfig {
             log_every: 50,
             histograms_every: None,
             examples: 8,
+            explain: None,
             precision: Precision::Fp32,
             device: "auto".to_owned(),
             threads: None,
@@ -200,6 +207,7 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     "training.keep",
     "training.histograms_every",
     "training.examples",
+    "training.explain",
     "training.early_stop",
     "training.device",
     "training.threads",
@@ -207,6 +215,8 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
     // Which format it is follows from the path.
     "data.format",
     "data.path",
+    // Kept images are the same as decoded ones.
+    "data.cache_mb",
 ];
 
 impl TrainingConfig {
@@ -235,6 +245,7 @@ impl TrainingConfig {
             ("batch_size", self.batch_size as u64),
             ("eval_batch_size", self.eval_batch_size() as u64),
             ("accumulate", self.accumulate as u64),
+            ("repeats", self.repeats as u64),
             ("log_every", self.log_every),
             ("eval_every", self.eval_every.unwrap_or(1)),
             ("save_every", self.save_every.unwrap_or(1)),
@@ -280,6 +291,11 @@ impl TrainingConfig {
         if self.focal_gamma > 0.0 && self.label_smoothing > 0.0 {
             bail_input!(
                 "training has both focal_gamma and label_smoothing: the focal loss is defined for one right class; leave one out"
+            );
+        }
+        if self.repeats > 1 && self.sampling != Sampling::Shuffled {
+            bail_input!(
+                "training.repeats is for samples that come in turn: leave out it or training.sampling"
             );
         }
         if self.ema.is_some_and(|decay| !(0.0..1.0).contains(&decay)) {

@@ -21,7 +21,7 @@ use super::signals::Interrupt;
 use super::step::Stepper;
 use crate::data::fingerprint::DataFingerprint;
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::{Sampler, Shuffled, Weighted, balanced_weights};
+use crate::data::order::{Buffered, Repeated, Sampler, Shuffled, Weighted, balanced_weights};
 use crate::data::{Batching, Dataset, Splits};
 use crate::distributed::Reducer;
 use crate::error::Interrupted;
@@ -289,9 +289,17 @@ where
 pub fn sampler<D: Dataset>(config: &TrainingConfig, data: &D) -> Result<Arc<dyn Sampler>> {
     let (batch_size, seed) = (config.batch_size, config.seed);
     match config.sampling {
+        Sampling::Shuffled if config.repeats > 1 => {
+            Ok(Arc::new(Repeated { len: data.len(), repeats: config.repeats, batch_size, seed }))
+        }
         Sampling::Shuffled => {
-            let own = data.sampler(Batching { batch_size, seed, train: true })?;
-            Ok(own.unwrap_or_else(|| Arc::new(Shuffled { len: data.len(), batch_size, seed })))
+            if let Some(own) = data.sampler(Batching { batch_size, seed, train: true })? {
+                return Ok(own);
+            }
+            Ok(match data.stretches() {
+                Some(stretches) => Arc::new(Buffered { stretches, batch_size, seed }),
+                None => Arc::new(Shuffled { len: data.len(), batch_size, seed }),
+            })
         }
         Sampling::Balanced => match data.classes() {
             Some(classes) => Ok(Arc::new(Weighted { weights: balanced_weights(&classes), batch_size, seed })),

@@ -19,6 +19,7 @@ pub use pretrained::load_pretrained;
 pub use report::{LoadReport, Mismatch};
 pub use safetensors::{read_safetensors, write_safetensors};
 pub use source::open;
+pub use torch_file::script_modules;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -197,6 +197,39 @@ pub fn open_zip(file: FileMap, selected: Option<&str>) -> Result<Weights> {
     reader.finish()
 }
 
+/// The modules of a TorchScript archive in the order of their making: dotted name, empty for the module itself, and class.
+///
+/// # Errors
+/// As [`open_zip`]; the archive is of something else.
+pub fn script_modules(path: &std::path::Path) -> Result<Vec<(String, String)>> {
+    let file = FileMap::open(path)?;
+    let name = path.display().to_string();
+    let archive = Archive::open(&name, &file)?;
+    let Some(data) = archive.pickle(&name, &file, "data.pkl", true)? else {
+        bail_input!("{name} has no data.pkl");
+    };
+    let (mut modules, mut waiting, mut bytes) = (Vec::new(), vec![(String::new(), data.root, 0)], 0);
+    while let Some((prefix, value, depth)) = waiting.pop() {
+        let Some(Node::Object { class: Some(class), state }) = data.node(value) else { continue };
+        let Some(Node::Class(class)) = data.node(Value::Node(*class)) else { continue };
+        bytes += prefix.len() + class.len();
+        if modules.len() > MOST_VISITS / 64 || depth > DEEPEST || bytes > 4 * file.len() + (16 << 20) {
+            bail_input!("{name} is refused: its modules contain each other in too many ways");
+        }
+        modules.push((prefix.clone(), class.clone()));
+        let inner = data.dict(*state).unwrap_or_default().iter().rev();
+        waiting.extend(inner.filter_map(|(key, value)| {
+            let key = data.text(*key)?;
+            let inner = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+            matches!(data.node(*value), Some(Node::Object { .. })).then_some((inner, *value, depth + 1))
+        }));
+    }
+    if modules.is_empty() {
+        bail_input!("{name} is a TorchScript archive of something that is no module");
+    }
+    Ok(modules)
+}
+
 /// Opens a file of `torch.save` from before 1.6.
 pub fn open_legacy(file: FileMap, selected: Option<&str>) -> Result<Weights> {
     let name = file.path().display().to_string();

@@ -1,7 +1,9 @@
 //! The program `regression`.
 
 mod bad_tables;
+mod networks;
 mod parity;
+mod parquet;
 mod runs;
 
 use std::path::{Path, PathBuf};

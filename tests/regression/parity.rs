@@ -277,3 +277,34 @@ fn diagnostics_and_counts_are_those_of_statsmodels() {
         assert_each_close(&against, &numbers(row), 1e-7, "multinomial");
     }
 }
+
+#[test]
+fn robust_fits_have_the_standard_errors_of_statsmodels() {
+    // Made by scripts/references/regression_models.py.
+    let reference = &fixture("regression_models.json")["statistics"];
+    let place = Place::new();
+    let whole = ["--test-fraction", "0"];
+    let flags = ["--recipe", "huber", "--alpha", "0"];
+    let found = statistics(&place.train("huber", &[&whole[..], &flags].concat()));
+    let expected = &reference["huber"];
+    assert_each_close(&[figure(&found, "scale")], &[number(&expected["scale"])], 1e-5, "huber");
+    // scikit-learn's scale is as exact as its stop.
+    for (key, of, tolerance) in
+        [("value", "coef", 1e-3), ("standard_error", "std_err", 1e-5), ("p", "p", 1e-3)]
+    {
+        assert_each_close(&column(&found, key), &numbers(&expected[of]), tolerance, key);
+    }
+    for quantile in ["0.5", "0.8"] {
+        let flags = ["--recipe", "quantile", "--set", &format!("model.quantile={quantile}")];
+        let found = statistics(&place.train(&format!("quantile{quantile}"), &[&whole[..], &flags].concat()));
+        let expected = &reference[format!("quantile_{quantile}")];
+        for (key, value) in expected["figures"].as_object().unwrap() {
+            assert_each_close(&[figure(&found, key)], &[number(value)], 1e-3, key);
+        }
+        assert_close(&column(&found, "value"), &numbers(&expected["coef"]), 1e-4, "quantile");
+        assert_close(&column(&found, "standard_error"), &numbers(&expected["std_err"]), 1e-3, "quantile");
+    }
+    // A penalty has none.
+    let found = statistics(&place.train("penalised", &[&whole[..], &["--recipe", "huber"]].concat()));
+    assert!(found["coefficients"][0]["standard_error"].is_null());
+}

@@ -76,6 +76,9 @@ impl Family for Regression {
         if recipe.training.class_weights.is_some() {
             bail_input!("training.class_weights is not for tables: weigh rows with a column, data.weights");
         }
+        if recipe.training.explain.is_some() {
+            bail_input!("training.explain is for images; `summary` explains a model of tables");
+        }
         if recipe.model.is_trained() && recipe.data.stream {
             bail_input!(
                 "data.stream: the trainer keeps the table in memory; stream linear, ridge or logistic with a solver"
@@ -166,6 +169,7 @@ impl Family for Regression {
     fn illustrate(
         report: &mut Report,
         recipe: &FamilyRecipe<Self>,
+        _task: &Self::Task,
         _data: &TableRows,
         evaluation: &Evaluation,
     ) -> Result<()> {

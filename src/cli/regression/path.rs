@@ -281,7 +281,7 @@ fn path_table(found: &[PathPoint], parameter: &str, best: usize, simplest: usize
 
 /// Coefficients and scores over the logarithm of the penalty.
 fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_classifier: bool) -> Vec<Chart> {
-    const LINES: usize = 12;
+    const LINES: usize = 8;
     let x = |point: &PathPoint| point.penalty.log10();
     let scale = &fit.model.encoding.scale;
     let outputs = fit.model.coefficients.len();
@@ -304,7 +304,10 @@ fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_class
     lines.sort_by(|a, b| b.0.total_cmp(&a.0));
     lines.truncate(LINES);
     let x_label = if is_classifier { "log10 of 1/c" } else { "log10 of alpha" }.to_owned();
-    let mut note = "Change of the prediction per standard deviation of the column.".to_owned();
+    let mut note = match is_classifier {
+        true => "Change of the log-odds per standard deviation of the column.".to_owned(),
+        false => "Change of the prediction per standard deviation of the column.".to_owned(),
+    };
     if all > LINES {
         note.push_str(&format!(" The {LINES} largest of {all} are shown."));
     }
@@ -342,6 +345,11 @@ fn charts(found: &[PathPoint], fit: &Fit, best: usize, simplest: usize, is_class
                 },
             ],
             y_scale: Scale::Linear,
+            note: format!(
+                "Best at {:.2}; the strongest penalty within one standard error of it is at {:.2}.",
+                x(&found[best]),
+                x(&found[simplest])
+            ),
             ..Chart::default()
         },
     ]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::regression::config::ModelName;
 use crate::regression::distributions::normal_quantile;
 use crate::regression::encoding::Encoding;
 use crate::regression::inference::{Inference, Residuals};
@@ -143,7 +144,12 @@ pub fn illustrate_inference(
     let all = drawn.len();
     drawn.sort_by(|a, b| b.value.abs().total_cmp(&a.value.abs()));
     drawn.truncate(DRAWN);
-    let mut note = "Change of the prediction per standard deviation of the column.".to_owned();
+    let what = match inference.model {
+        ModelName::Logistic | ModelName::Multinomial => "log-odds",
+        ModelName::Poisson => "logarithm of the prediction",
+        _ => "prediction",
+    };
+    let mut note = format!("Change of the {what} per standard deviation of the column.");
     if drawn.iter().any(|interval| interval.ends.is_some()) {
         note.push_str(" Lines are 95 % intervals.");
     }

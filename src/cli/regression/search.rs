@@ -15,7 +15,6 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tch::Tensor;
 
 use super::args::{RegressionTrainArgs, merged};
 use super::family::{Regression, goal_of};
@@ -394,19 +393,7 @@ impl Work<'_> {
         let jobs = jobs.unwrap_or(threads).clamp(1, self.open.len().max(1));
         tch::set_num_threads((threads / jobs).max(1) as i32);
         let next = AtomicUsize::new(0);
-        let handles = || -> Vec<RawBlock> {
-            let of = |tensor: &Tensor| tensor.shallow_clone();
-            prepared
-                .train
-                .iter()
-                .map(|block| RawBlock {
-                    x: of(&block.x),
-                    y: of(&block.y),
-                    weight: block.weight.as_ref().map(of),
-                    group: block.group.as_ref().map(of),
-                })
-                .collect()
-        };
+        let handles = || -> Vec<RawBlock> { prepared.train.iter().map(RawBlock::handle).collect() };
         std::thread::scope(|scope| -> Result<()> {
             let workers: Vec<_> = (0..jobs)
                 .map(|_| {

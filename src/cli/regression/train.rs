@@ -224,7 +224,7 @@ fn solve(arguments: &TrainArgs, cv: Option<usize>, with_statistics: bool) -> Res
         return Err(anyhow!("{}", fit.warnings.join("; ")));
     }
     let validated = match cv {
-        Some(k) => Some(cross_validate(&recipe, &rows, goal, k, device, threads)?),
+        Some(k) => Some(cross_validate(&recipe, &rows, k, device)?),
         None => None,
     };
 
@@ -288,16 +288,12 @@ fn describe_solver(solver: &SolverReport) -> String {
 fn cross_validate(
     recipe: &FamilyRecipe<Regression>,
     rows: &Rows,
-    goal: Goal,
     k: usize,
     device: Device,
-    threads: usize,
 ) -> Result<CrossValidation> {
-    // Read again: the fit above gave its rows away as a source.
-    let Prepared { train, .. } = prepare(&recipe.data, goal, recipe.training.seed, threads)?;
-    let fold = folds(&train, k, rows.encoding.classes.is_some(), recipe.training.seed)?;
-    let sample =
-        Sample { train: &train, encoding: &rows.encoding, standardize: recipe.data.standardize, device };
+    let train = rows.train.blocks().ok_or_else(|| anyhow!("cross-validation without rows in memory"))?;
+    let fold = folds(train, k, rows.encoding.classes.is_some(), recipe.training.seed)?;
+    let sample = Sample { train, encoding: &rows.encoding, standardize: recipe.data.standardize, device };
     sample.cross_validate(&recipe.model, &fold)
 }
 

@@ -1,4 +1,4 @@
-//! Tables: delimited text (plain, gzipped, or on stdin) read in parallel into blocks of float64 rows.
+//! Tables: delimited text (plain, gzipped, or on stdin) read in parallel into blocks of float64 rows; Parquet files.
 //!
 //! Every value of a table becomes a float64: numbers as they are, categories as the position of their text among the column's levels,
 //! missing values as NaN. A file is read as a sequence of blocks in its own order, so a fit that keeps all blocks and a fit that looks at
@@ -8,6 +8,7 @@ mod bytes;
 mod describe;
 mod dialect;
 mod generated;
+mod parquet;
 mod reader;
 mod rows;
 

@@ -1,4 +1,5 @@
-//! Reads a table: chunks of lines are parsed on all threads and come out as blocks of rows in the order of the file.
+//! Reads a table: chunks of lines are parsed on all threads and come out as blocks of rows in the order of the file. Parquet files are
+//! decoded by [`super::parquet`] instead, under the same plan.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::sync_channel;
@@ -9,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::bytes::Chunks;
 use super::dialect::{Dialect, Head, is_blank, is_missing, number, utf8};
+use super::parquet::{MAGIC, ParquetTable};
 use super::{ColumnType, TableForm, TableSource, find_column};
 use crate::{bad_input, bail_input};
 
@@ -63,10 +65,17 @@ pub struct Levels {
 pub struct TableReader {
     name: String,
     head: Head,
-    chunks: Chunks,
+    body: Body,
     form: TableForm,
     skip_bad: bool,
     skipped: u64,
+    missing: Vec<u64>,
+}
+
+/// Where the rows come from.
+enum Body {
+    Text(Chunks),
+    Parquet(ParquetTable),
 }
 
 impl TableReader {
@@ -76,13 +85,29 @@ impl TableReader {
     /// As [`TableSource::open`] and [`Head::find_out`].
     pub fn open(source: &TableSource, form: &TableForm) -> Result<Self> {
         let name = source.name();
+        if let Some(table) = ParquetTable::open(source)? {
+            let head = table.head(form)?;
+            let body = Body::Parquet(table);
+            return Ok(Self {
+                name,
+                head,
+                body,
+                form: form.clone(),
+                skip_bad: false,
+                skipped: 0,
+                missing: Vec::new(),
+            });
+        }
         let mut chunks = Chunks::new(source.open()?, &name);
-        chunks.peek(HEAD_BYTES)?;
+        if chunks.peek(HEAD_BYTES)?.starts_with(MAGIC) {
+            bail_input!("{name} is a Parquet file, which is read from its end: give it as a file, unpacked");
+        }
         let whole = chunks.ended();
         let head = Head::find_out(chunks.peek(HEAD_BYTES)?, whole, form, &name)?;
         chunks.skip(head.header_bytes);
         chunks.set_quoted(head.dialect.quoted);
-        Ok(Self { name, head, chunks, form: form.clone(), skip_bad: false, skipped: 0 })
+        let body = Body::Text(chunks);
+        Ok(Self { name, head, body, form: form.clone(), skip_bad: false, skipped: 0, missing: Vec::new() })
     }
 
     /// What the beginning of the file told.
@@ -103,6 +128,11 @@ impl TableReader {
     /// How many rows were left out.
     pub fn skipped(&self) -> u64 {
         self.skipped
+    }
+
+    /// How many rows of the last reading have no value, for each of its requests.
+    pub fn missing(&self) -> &[u64] {
+        &self.missing
     }
 
     /// Reads to the end and hands each block `[rows, requests]` (float64) to `consume`, in the order of the file. Categories carry codes
@@ -132,10 +162,18 @@ impl TableReader {
             plan.keep.push(find_column(&self.head.names, column, "--keep", &self.name)?);
         }
         let first_line = self.head.header_lines;
-        let chunks = Mutex::new(&mut self.chunks);
+        let chunks = match &mut self.body {
+            Body::Text(chunks) => Mutex::new(chunks),
+            Body::Parquet(table) => {
+                let tally = table.read(&plan, consume)?;
+                self.skipped += tally.skipped;
+                self.missing = tally.missing;
+                return plan.levels();
+            }
+        };
         let threads = threads.max(1);
         let mut order = InOrder { next: 0, line: first_line, waiting: BTreeMap::new() };
-        let mut skipped = 0;
+        let mut tally = Tally::new(plan.width);
         std::thread::scope(|scope| -> Result<()> {
             let (sender, receiver) = sync_channel::<(usize, Result<Parsed>)>(threads);
             for _ in 0..threads {
@@ -170,7 +208,7 @@ impl TableReader {
                     }
                     order.next += 1;
                     order.line += parsed.lines;
-                    skipped += parsed.skipped;
+                    tally.add(&parsed.tally);
                     if let Some(block) = parsed.block {
                         consume(block, parsed.kept)?;
                     }
@@ -178,8 +216,39 @@ impl TableReader {
             }
             Ok(())
         })?;
-        self.skipped += skipped;
+        self.skipped += tally.skipped;
+        self.missing = tally.missing;
         plan.levels()
+    }
+}
+
+/// What was counted while reading.
+pub(super) struct Tally {
+    /// Rows that were left out.
+    pub skipped: u64,
+    /// Missing values of each request in the other rows.
+    pub missing: Vec<u64>,
+}
+
+impl Tally {
+    pub fn new(width: usize) -> Self {
+        Self { skipped: 0, missing: vec![0; width] }
+    }
+
+    pub fn add(&mut self, other: &Tally) {
+        self.skipped += other.skipped;
+        for (total, count) in self.missing.iter_mut().zip(&other.missing) {
+            *total += count;
+        }
+    }
+
+    /// Counts the missing values of rows.
+    pub fn count_missing(&mut self, values: &[f64]) {
+        for row in values.chunks_exact(self.missing.len().max(1)) {
+            for (total, value) in self.missing.iter_mut().zip(row) {
+                *total += u64::from(value.is_nan());
+            }
+        }
     }
 }
 
@@ -196,23 +265,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What to do with each field of a row.
-struct Plan<'a> {
-    name: &'a str,
+pub(super) struct Plan<'a> {
+    pub name: &'a str,
     dialect: Dialect,
     names: &'a [String],
-    fields: Vec<Target>,
+    /// For each column of the file.
+    pub fields: Vec<Target>,
     /// In the order of the requests; none for numbers.
     dictionaries: Vec<Option<Dictionary>>,
-    width: usize,
+    pub width: usize,
     /// Columns wanted more than once: (from, to).
     copies: Vec<(usize, usize)>,
     /// Positions of columns whose text is handed on.
-    keep: Vec<usize>,
-    skip_bad: bool,
+    pub keep: Vec<usize>,
+    pub skip_bad: bool,
 }
 
 #[derive(Clone, Copy)]
-enum Target {
+pub(super) enum Target {
     /// Nobody wants it.
     Skip,
     /// A number for this request.
@@ -332,6 +402,45 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// The value of a field that should be a number.
+    pub fn number(&self, content: &[u8], strict: bool, column: usize) -> std::result::Result<f64, String> {
+        let name = &self.names[column];
+        match number(content) {
+            _ if is_missing(content) => Ok(f64::NAN),
+            Some(value) => self.checked(value, strict, column),
+            None if strict => {
+                let text: String = String::from_utf8_lossy(content).chars().take(40).collect();
+                Err(format!(
+                    ": column `{name}` holds `{text}`, which is no number: correct it, or read the column as text with --types {name}=category"
+                ))
+            }
+            None => Ok(f64::NAN),
+        }
+    }
+
+    /// A number, unless it is infinite where that is refused.
+    pub fn checked(&self, value: f64, strict: bool, column: usize) -> std::result::Result<f64, String> {
+        match strict && value.is_infinite() {
+            true => Err(format!(": column `{}` is infinite", self.names[column])),
+            false => Ok(value),
+        }
+    }
+
+    /// Fills in the columns of a row that are wanted more than once.
+    pub fn copy(&self, row: &mut [f64]) -> std::result::Result<(), String> {
+        for &(from, to) in &self.copies {
+            row[to] = match &self.dictionaries[to] {
+                // A column that is wanted as number and as category takes its code from the number's text.
+                Some(dictionary) if self.dictionaries[from].is_none() => match row[from] {
+                    value if value.is_nan() => f64::NAN,
+                    value => dictionary.code(&value.to_string()).map_err(|why| format!(": {why}"))?,
+                },
+                _ => row[from],
+            };
+        }
+        Ok(())
+    }
+
     /// The texts found, in the order of their codes.
     fn levels(self) -> Result<Vec<Option<Levels>>> {
         let levels = |dictionary: Option<Dictionary>| {
@@ -353,7 +462,7 @@ struct Parsed {
     /// Texts of the columns to keep, row by row.
     kept: Vec<String>,
     lines: u64,
-    skipped: u64,
+    tally: Tally,
     flaw: Option<Flaw>,
 }
 
@@ -366,7 +475,7 @@ struct Flaw {
 }
 
 /// A thread's part of the reading.
-struct Parser<'a> {
+pub(super) struct Parser<'a> {
     plan: &'a Plan<'a>,
     values: Vec<f64>,
     /// Codes that this thread has asked for before.
@@ -374,13 +483,14 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn new(plan: &'a Plan<'a>) -> Self {
+    pub fn new(plan: &'a Plan<'a>) -> Self {
         Self { plan, values: Vec::new(), known: vec![HashMap::new(); plan.width] }
     }
 
     fn parse(&mut self, text: &[u8]) -> Result<Parsed> {
         self.values.clear();
-        let (mut place, mut line, mut skipped, mut flaw) = (0, 0, 0, None);
+        let (mut place, mut line, mut flaw) = (0, 0, None);
+        let mut tally = Tally::new(self.plan.width);
         let mut kept = Vec::new();
         while place < text.len() {
             if is_blank(text, place) {
@@ -401,7 +511,7 @@ impl<'a> Parser<'a> {
                 }
                 Err(_) if self.plan.skip_bad => {
                     self.values.truncate(row);
-                    skipped += 1;
+                    tally.skipped += 1;
                     let (_, next) = self.plan.dialect.line(text, place);
                     line += memchr::memchr_iter(b'\n', &text[place..next]).count() as u64;
                     place = next;
@@ -417,7 +527,8 @@ impl<'a> Parser<'a> {
             true => Some(Tensor::f_from_slice(&self.values)?.f_view([rows, self.plan.width as i64])?),
             false => None,
         };
-        Ok(Parsed { block, kept, lines: line, skipped, flaw })
+        tally.count_missing(&self.values);
+        Ok(Parsed { block, kept, lines: line, tally, flaw })
     }
 
     /// Parses the row at `start` into `values[row..]` and returns where the next one begins and how many lines this one had.
@@ -457,15 +568,7 @@ impl<'a> Parser<'a> {
                             let field = plan.dialect.field(text, place);
                             let content = field.content(text);
                             let content = content.trim_ascii();
-                            self.values[row + request] = match number(content) {
-                                _ if is_missing(content) => f64::NAN,
-                                Some(value) if strict && value.is_infinite() => {
-                                    return Err(format!(": column `{}` is infinite", plan.names[count - 1]));
-                                }
-                                Some(value) => value,
-                                None if strict => return Err(self.no_number(content, count - 1)),
-                                None => f64::NAN,
-                            };
+                            self.values[row + request] = plan.number(content, strict, count - 1)?;
                             lines += line_ends(&text[place..field.next.min(text.len())]);
                             field.next
                         }
@@ -495,24 +598,17 @@ impl<'a> Parser<'a> {
         if count != plan.fields.len() {
             return Err(self.wrong_count(text, start));
         }
-        for &(from, to) in &plan.copies {
-            self.values[row + to] = match &plan.dictionaries[to] {
-                // A column that is wanted as number and as category takes its code from the number's text.
-                Some(dictionary) if plan.dictionaries[from].is_none() => {
-                    let value = self.values[row + from];
-                    if value.is_nan() {
-                        f64::NAN
-                    } else {
-                        dictionary.code(&value.to_string()).map_err(|why| format!(": {why}"))?
-                    }
-                }
-                _ => self.values[row + from],
-            };
-        }
+        plan.copy(&mut self.values[row..])?;
         Ok((place.min(text.len()), lines))
     }
 
-    fn code(&mut self, content: &[u8], request: usize, column: usize) -> std::result::Result<f64, String> {
+    /// The code of a text for a request.
+    pub fn code(
+        &mut self,
+        content: &[u8],
+        request: usize,
+        column: usize,
+    ) -> std::result::Result<f64, String> {
         if is_missing(content) {
             return Ok(f64::NAN);
         }
@@ -529,14 +625,6 @@ impl<'a> Parser<'a> {
             self.known[request].insert(content.to_vec(), code);
         }
         Ok(code)
-    }
-
-    fn no_number(&self, content: &[u8], column: usize) -> String {
-        let text: String = String::from_utf8_lossy(content).chars().take(40).collect();
-        format!(
-            ": column `{}` holds `{text}`, which is no number: correct it, or read the column as text with --types {}=category",
-            self.plan.names[column], self.plan.names[column]
-        )
     }
 
     fn wrong_count(&self, text: &[u8], start: usize) -> String {

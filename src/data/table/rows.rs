@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
-use crate::data::{Batch, Dataset, Draw};
+use crate::data::{Batch, Dataset, Draw, Fingerprint};
 
 /// Rows with their targets, in float32 as networks are trained.
 pub struct TableRows {
@@ -71,6 +71,17 @@ impl Dataset for TableRows {
             weight: weights.map(|weights| Tensor::f_from_slice(&weights)).transpose()?,
             total_weight,
         })
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint> {
+        let mut fingerprint = Fingerprint::new(self.len());
+        for values in [Some(&self.x), Some(&self.y), self.weight.as_ref()].into_iter().flatten() {
+            for some in values.chunks(1 << 12) {
+                let bytes: Vec<u8> = some.iter().flat_map(|value| value.to_le_bytes()).collect();
+                fingerprint.add(&bytes);
+            }
+        }
+        Ok(fingerprint)
     }
 
     fn describe(&self, sample: usize) -> String {
