@@ -59,6 +59,13 @@ CASES = {
         ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--steps", "120"], DTYPES),
         ("infer, batch 16", ["--mode", "infer", "--batch", "16", "--steps", "15", "--warmup", "3"], DTYPES),
     ],
+    "lstm_charlm": [
+        ("train", ["--steps", "60"], DTYPES),
+        ("infer", ["--mode", "infer", "--steps", "150"], DTYPES),
+    ],
+    "lstm_generate": [
+        ("one token at a time", ["--steps", "20"], ("fp32",)),
+    ],
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
     ],

@@ -11,6 +11,7 @@
 mod dataloading;
 mod harness;
 mod image;
+mod lstm;
 mod mlp_small;
 mod startup;
 
@@ -57,6 +58,12 @@ enum Workload {
     /// ResNet-18 on 224 × 224 colour images
     #[value(name = "resnet18_224")]
     ResNet18,
+    /// A character language model of two LSTM layers
+    #[value(name = "lstm_charlm")]
+    LstmCharLm,
+    /// The same model writing, one token at a time
+    #[value(name = "lstm_generate")]
+    LstmGenerate,
     /// Batches of varied images out of a folder of JPEG files, which --folder names
     Dataloading,
     /// Process start to the first training step done
@@ -90,6 +97,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Workload::CnnSmall => image::run(&image::CNN_SMALL, options),
         Workload::ResNet20Cifar => image::run(&image::RESNET20_CIFAR, options),
         Workload::ResNet18 => image::run(&image::RESNET18_224, options),
+        Workload::LstmCharLm => lstm::run(options),
+        Workload::LstmGenerate => lstm::generate(options),
         Workload::Dataloading => dataloading::run(options),
         Workload::Startup => startup::run(options),
     }
