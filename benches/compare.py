@@ -66,6 +66,13 @@ CASES = {
         ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--seq", "32", "--steps", "120", "--warmup", "10"], DTYPES),
         ("infer, batch 32", ["--mode", "infer", "--steps", "20"], DTYPES),
     ],
+    "lstm_charlm": [
+        ("train", ["--steps", "60"], DTYPES),
+        ("infer", ["--mode", "infer", "--steps", "150"], DTYPES),
+    ],
+    "lstm_generate": [
+        ("one token at a time", ["--steps", "20"], ("fp32",)),
+    ],
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
     ],

@@ -69,7 +69,7 @@ def autocast(options):
     return torch.autocast("cpu", dtype=torch.bfloat16) if options.dtype == "bf16" else contextlib.nullcontext()
 
 
-def trainer(options, network, criterion, make_optimizer, batch_of):
+def trainer(options, network, criterion, make_optimizer, batch_of, clip_norm=None):
     """The step of an ordinary training loop.
 
     `batch_of(number)` gives inputs and targets; the step returns the loss, detached.
@@ -86,6 +86,8 @@ def trainer(options, network, criterion, make_optimizer, batch_of):
         with autocast(options):
             loss = criterion(forward(inputs), targets)
         loss.backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
         optimizer.step()
         return loss.detach()
 

@@ -12,6 +12,7 @@ mod bert_minilm_finetune;
 mod dataloading;
 mod harness;
 mod image;
+mod lstm;
 mod mlp_small;
 mod startup;
 
@@ -61,6 +62,12 @@ enum Workload {
     /// A BERT of MiniLM's shape that learns to classify texts
     #[value(name = "bert_minilm_finetune")]
     BertMinilmFinetune,
+    /// A character language model of two LSTM layers
+    #[value(name = "lstm_charlm")]
+    LstmCharLm,
+    /// The same model writing, one token at a time
+    #[value(name = "lstm_generate")]
+    LstmGenerate,
     /// Batches of varied images out of a folder of JPEG files, which --folder names
     Dataloading,
     /// Process start to the first training step done
@@ -95,6 +102,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Workload::ResNet20Cifar => image::run(&image::RESNET20_CIFAR, options),
         Workload::ResNet18 => image::run(&image::RESNET18_224, options),
         Workload::BertMinilmFinetune => bert_minilm_finetune::run(options),
+        Workload::LstmCharLm => lstm::run(options),
+        Workload::LstmGenerate => lstm::generate(options),
         Workload::Dataloading => dataloading::run(options),
         Workload::Startup => startup::run(options),
     }

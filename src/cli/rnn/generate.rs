@@ -69,7 +69,10 @@ pub fn run(arguments: &GenerateArgs) -> Result<()> {
         repetition_penalty: arguments.repetition_penalty,
     };
     sampling.validate()?;
-    let session = Session::<Rnn>::open(&arguments.run.as_model())?;
+    let mut model = arguments.run.as_model();
+    // A single token at a time has too little in it for two threads: handing it over costs more than computing it.
+    model.device.threads.get_or_insert(1);
+    let session = Session::<Rnn>::open(&model)?;
     let tokenizer = session.recipe.data.known_tokenizer()?;
     let (network, recurrent) = language_model(&session.task)?;
     let prompt = match arguments.prompt.as_deref() {

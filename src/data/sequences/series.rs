@@ -405,9 +405,8 @@ fn fit(values: &[f32], fields: &Fields, rows: usize, input: usize, horizon: usiz
     let diagonal = xx.f_diagonal(0, 0, 1)?.f_mean(Kind::Double)?.f_double_value(&[])?;
     let ridge =
         Tensor::f_eye(input, options)? * (RIDGE * diagonal.max(f64::MIN_POSITIVE) + f64::MIN_POSITIVE.sqrt());
-    let (weight, _) = Tensor::f_linalg_solve_ex(&(xx + ridge), &xy, true, false)
-        .map(|(weight, info)| (weight, info))
-        .context("fitting the linear baseline")?;
+    let (weight, _) =
+        Tensor::f_linalg_solve_ex(&(xx + ridge), &xy, true, false).context("fitting the linear baseline")?;
     let weight = Vec::<f32>::try_from(weight.f_to_kind(Kind::Float)?.f_contiguous()?.f_flatten(0, -1)?)?;
     Ok(LinearMap { weight })
 }

@@ -1,6 +1,6 @@
 //! Tokenizers made from texts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
@@ -18,7 +18,10 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::whitespace::{Whitespace, WhitespaceSplit};
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{
+    AddedToken, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Tokenizer, Trainer,
+};
 
 use super::tokenizer::{Settings, TextTokenizer, in_our_words};
 use crate::{bad_input, bail_input};
@@ -275,19 +278,41 @@ fn word_pieces<S: AsRef<str> + Send>(
     special: &[String],
     texts: impl Iterator<Item = S> + Send,
 ) -> Result<Tokenizer> {
-    let model = WordPiece::builder().unk_token("[UNK]".to_owned()).build().map_err(in_our_words)?;
-    let mut tokenizer = Tokenizer::new(model);
     let normalizer = BertNormalizer::new(true, true, None, config.lowercase);
-    tokenizer.with_normalizer(Some(normalizer)).map_err(in_our_words)?;
-    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::new("##".to_owned(), true)));
-    let trainer = WordPieceTrainer::builder()
+    let words = |text: &str| -> tokenizers::Result<Vec<String>> {
+        let mut normalized = NormalizedString::from(text);
+        normalizer.normalize(&mut normalized)?;
+        let mut parted = PreTokenizedString::from(normalized);
+        BertPreTokenizer.pre_tokenize(&mut parted)?;
+        let splits = parted.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        Ok(splits.into_iter().map(|(word, ..)| word.to_owned()).collect())
+    };
+    let mut all = Vec::new();
+    let mut inside = BTreeSet::new();
+    for text in texts {
+        let words = words(text.as_ref()).map_err(in_our_words)?;
+        inside.extend(words.iter().flat_map(|word| word.chars().skip(1)));
+        all.push(words.join(" "));
+    }
+    // The crate numbers characters within words as it meets them, in the order of a hash table; named in advance they have an order.
+    let inside = inside.into_iter().map(|character| format!("##{character}"));
+    let named: Vec<String> = special.iter().cloned().chain(inside).collect();
+    let mut trainer = WordPieceTrainer::builder()
         .show_progress(false)
         .vocab_size(config.vocab_size)
         .min_frequency(config.min_frequency)
-        .special_tokens(added(special))
+        .special_tokens(added(&named))
         .build();
-    framed(train(tokenizer, trainer, texts)?, "[CLS]", "[SEP]")
+    let split = |text: &str| Ok(text.split(' ').map(str::to_owned).collect());
+    trainer.feed(all.iter(), split).map_err(in_our_words)?;
+    let mut model = WordPiece::builder().unk_token("[UNK]".to_owned()).build().map_err(in_our_words)?;
+    trainer.train(&mut model).map_err(|error| bad_input!("the tokenizer cannot be made: {error}"))?;
+    let mut tokenizer = Tokenizer::new(model);
+    tokenizer.add_special_tokens(added(special)).map_err(in_our_words)?;
+    tokenizer.with_normalizer(Some(normalizer)).map_err(in_our_words)?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::new("##".to_owned(), true)));
+    framed(tokenizer, "[CLS]", "[SEP]")
 }
 
 fn byte_pairs<S: AsRef<str> + Send>(
@@ -357,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_same_texts_make_the_same_tokenizer() -> Result<()> {
-        for kind in [TokenizerKind::Words, TokenizerKind::Bpe] {
+        for kind in [TokenizerKind::Words, TokenizerKind::WordPiece, TokenizerKind::Bpe] {
             let config = TokenizerConfig { kind, vocab_size: 280, ..Default::default() };
             let make = || TextTokenizer::train(&config, TEXTS.iter())?.to_json();
             assert_eq!(make()?, make()?, "{kind:?}");

@@ -175,7 +175,9 @@ impl Recurrent {
     /// step.
     pub fn forward(&self, input: &Tensor, state: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
         let weights = self.weights_of_pass(train);
-        let (output, state) = if self.config.variational && self.config.dropout > 0.0 && train {
+        let (output, state) = if self.steps_one_by_one(input, train) {
+            self.step(input, state, &weights)
+        } else if self.config.variational && self.config.dropout > 0.0 && train {
             self.layer_by_layer(input, state, &weights, |x, state, weights| {
                 self.fused(x, state, weights, 1, 0.0, train)
             })
@@ -184,6 +186,30 @@ impl Recurrent {
         };
         self.tell(&output, &state);
         (output, state)
+    }
+
+    /// Whether a single step is computed cell by cell. oneDNN, which the fused LSTM goes through on the CPU, orders the weights anew in each call:
+    /// with one step that takes ten times as long as the step itself.
+    fn steps_one_by_one(&self, input: &Tensor, train: bool) -> bool {
+        let RecurrentConfig { cell, bidirectional, proj_size, dropout, .. } = self.config;
+        let plain = cell == Cell::Lstm && !bidirectional && proj_size.is_none() && !(train && dropout > 0.0);
+        // oneDNN is what computes on the CPU alone.
+        plain && input.device() == tch::Device::Cpu && input.size()[1] == 1
+    }
+
+    /// One step of an LSTM, `[batch, 1, features]`.
+    fn step(&self, input: &Tensor, state: &[Tensor], weights: &[Tensor]) -> (Tensor, Vec<Tensor>) {
+        let mut x = input.select(1, 0);
+        let (mut hidden, mut cells) = (Vec::new(), Vec::new());
+        for (layer, own) in weights.chunks(self.per_direction).enumerate() {
+            let layer = layer as i64;
+            let (h, c) = (state[0].select(0, layer), state[1].select(0, layer));
+            let (h, c) = x.lstm_cell(&[&h, &c], &own[0], &own[1], Some(&own[2]), Some(&own[3]));
+            x = h.shallow_clone();
+            hidden.push(h);
+            cells.push(c);
+        }
+        (x.unsqueeze(1), vec![Tensor::stack(&hidden, 0), Tensor::stack(&cells, 0)])
     }
 
     /// Sequences of several lengths, filled up behind: outputs `[batch, longest, output_size]`, zeros behind the end of each, and the state
@@ -367,6 +393,13 @@ mod tests {
             let (second, last) = layers.forward(&x.narrow(1, 3, 4), &middle, false);
             assert!(Tensor::cat(&[first, second], 1).allclose(&whole, 1e-6, 1e-6, false), "{cell:?}");
             assert!(last[0].allclose(&end[0], 1e-6, 1e-6, false));
+            let (mut state, mut steps) = (zero, Vec::new());
+            for step in 0..7 {
+                let (output, after) = layers.forward(&x.narrow(1, step, 1), &state, false);
+                steps.push(output);
+                state = after;
+            }
+            assert!(Tensor::cat(&steps, 1).allclose(&whole, 1e-6, 1e-6, false), "{cell:?}, step by step");
         }
         Ok(())
     }
