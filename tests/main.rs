@@ -29,4 +29,5 @@ mod source_rules;
 mod tensorboard;
 mod text;
 mod text_scores;
+mod torchscript;
 mod weights;

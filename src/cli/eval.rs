@@ -30,6 +30,7 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     } else if session.step.is_none() {
         bail_input!("weights without a run come without data: give --data");
     }
+    F::validate(&session.recipe)?;
     let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let mut recipe = session.recipe.clone();
     let splits = F::open(&mut recipe, &log)?;
@@ -77,8 +78,7 @@ pub(super) fn report<F: Family>(
 
     let bar = log.progress(&name, 0, None);
     let settings = EvaluationSettings::of(&recipe.training);
-    let evaluation =
-        evaluate(&mut task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
+    let evaluation = evaluate(&mut task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
     drop(bar);
     let Some(evaluation) = evaluation else { bail_input!("interrupted") };
     match format {

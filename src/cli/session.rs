@@ -209,7 +209,6 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let mut task = F::build(&recipe, Parameters::undrawn(device))?;
         let checkpoint = find_checkpoint(run, arguments.checkpoint.as_deref())?;

@@ -152,7 +152,9 @@ impl ImageModelConfig {
     /// Checks every value on its own.
     pub fn validate(&self) -> Result<()> {
         if self.name == scripted::NAME && self.script.is_none() {
-            bail_input!("model.script is missing: give the module's file with --init-from FILE --head linear");
+            bail_input!(
+                "model.script is missing: give the module's file with --init-from FILE --head linear"
+            );
         }
         if self.script.is_some() && self.name != scripted::NAME {
             bail_input!("model.script goes with the name `{}`, not with `{}`", scripted::NAME, self.name);

@@ -12,7 +12,7 @@ use super::image::{ImageModel, ImageModelConfig};
 use super::layers::Linear;
 use super::{Role, Scope};
 use crate::bail_input;
-use crate::native::script::{CompiledPackage, ScriptModule};
+use crate::native::script::{CompiledPackage, ScriptModule, optimise_graphs};
 use crate::script::{Artifact, kind_of};
 
 /// The name of such a model in recipes.
@@ -83,6 +83,8 @@ impl ScriptedModel {
         let name = script.file.display().to_string();
         let engine = match kind_of(&script.file)? {
             Artifact::Module => {
+                // Every run of the module is to compute the same, the first and those after a resume.
+                optimise_graphs(false);
                 let module = crate::script::load_module(&script.file, device)?;
                 if !module.methods()?.contains(&script.method) {
                     bail_input!(
@@ -111,19 +113,15 @@ impl ScriptedModel {
             Self { engine, method: script.method.clone(), output: script.output.clone(), head: None };
         // One image shows how wide the output is, and that the module takes it at all.
         let _guard = tch::no_grad_guard();
-        let image = Tensor::f_zeros(
-            [1, shape.channels, shape.size[0], shape.size[1]],
-            (Kind::Float, device),
-        )?;
+        let image =
+            Tensor::f_zeros([1, shape.channels, shape.size[0], shape.size[1]], (Kind::Float, device))?;
         let output = model
             .compute(&image, false)
             .with_context(|| format!("{name} does not take images of the shape {:?}", image.size()))
             .map_err(|error| crate::bad_input!("{error:#}"))?;
         let width = output.size().iter().skip(1).product::<i64>();
         match script.head {
-            ScriptHead::Linear => {
-                model.head = Some(Linear::new(&scope.child("head"), width, shape.classes)?)
-            }
+            ScriptHead::Linear => model.head = Some(Linear::new(&scope.child("head"), width, shape.classes)?),
             ScriptHead::None if output.dim() != 2 || width != shape.classes => bail_input!(
                 "{name} makes {:?} of an image where {} class scores are needed: choose --set model.script.method=… or model.script.output=…, or put a head on \
                  it with --head linear",

@@ -283,11 +283,7 @@ unsafe extern "C" {
         path: *const c_char,
     ) -> Outcome;
     pub fn suite_script_optimise(on: bool);
-    pub fn suite_package_load(
-        path: *const c_char,
-        index: i8,
-        result: *mut *mut CompiledPackage,
-    ) -> Outcome;
+    pub fn suite_package_load(path: *const c_char, index: i8, result: *mut *mut CompiledPackage) -> Outcome;
     pub fn suite_package_free(package: *mut CompiledPackage);
     pub fn suite_package_run(
         package: *mut CompiledPackage,

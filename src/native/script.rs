@@ -198,7 +198,8 @@ impl ScriptModule {
 
     /// A copy for inference: attributes become constants, and what training alone needs goes. `kept` are methods to keep besides `forward`.
     pub fn frozen(&self, kept: &[&str]) -> Result<Self> {
-        let names = kept.iter().map(|name| CString::new(*name)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let names =
+            kept.iter().map(|name| CString::new(*name)).collect::<std::result::Result<Vec<_>, _>>()?;
         let pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
         let mut module = ptr::null_mut();
         // SAFETY: the names are as many as is said, and there is a place for the result.
@@ -290,13 +291,7 @@ impl ScriptModule {
         new_tensor(|result| {
             // SAFETY: everything is alive, texts are terminated, and there is a place for the result.
             unsafe {
-                ffi::suite_script_forward(
-                    self.module,
-                    name.as_ptr(),
-                    input.as_ptr(),
-                    output.as_ptr(),
-                    result,
-                )
+                ffi::suite_script_forward(self.module, name.as_ptr(), input.as_ptr(), output.as_ptr(), result)
             }
         })
     }

@@ -170,7 +170,9 @@ pub fn metric_label(name: &str) -> String {
             "lr" => "learning rate".to_string(),
             "grad" => "gradient".to_string(),
             "f1" => "F1".to_string(),
-            "auroc" | "ece" | "mse" | "rmse" | "mae" | "mape" | "bleu" | "aic" | "bic" | "mcc" => part.to_uppercase(),
+            "auroc" | "ece" | "mse" | "rmse" | "mae" | "mape" | "bleu" | "aic" | "bic" | "mcc" => {
+                part.to_uppercase()
+            }
             "smape" => "sMAPE".to_string(),
             "chrf" => "chrF".to_string(),
             "r2" => "R²".to_string(),

@@ -360,7 +360,8 @@ fn trainability(found: &Inspection, files: &BTreeMap<String, String>) -> (bool, 
     // Calls end with their last arguments; those of a trace are written out.
     let calls = |name: &str, argument: &str| {
         files.values().flat_map(|text| text.lines()).any(|line| {
-            line.split_once(name).is_some_and(|(_, rest)| rest.contains(argument) && !rest.contains("training"))
+            line.split_once(name)
+                .is_some_and(|(_, rest)| rest.contains(argument) && !rest.contains("training"))
         })
     };
     let asks = files.values().any(|text| text.contains(".training"));

@@ -82,7 +82,9 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Tensor> {
     let Header { descriptor, columns_first, shape, start } = header(name, bytes)?;
     let (order, code) = descriptor.split_at(descriptor.len().min(1));
     if order == ">" {
-        bail_input!("{name} holds big-endian numbers: save it with `array.astype(array.dtype.newbyteorder('<'))`");
+        bail_input!(
+            "{name} holds big-endian numbers: save it with `array.astype(array.dtype.newbyteorder('<'))`"
+        );
     }
     let (kind, size) = match code {
         "f2" => (Kind::Half, 2),
@@ -101,7 +103,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Tensor> {
     let count = shape.iter().try_fold(1i64, |count, &size| count.checked_mul(size));
     // Sizes beside a 0 count too: libtorch multiplies them.
     let nonzero = shape.iter().try_fold(1i64, |count, &size| count.checked_mul(size.max(1)));
-    let needed = count.and(nonzero).and(count).and_then(|count| usize::try_from(count).ok()?.checked_mul(size));
+    let needed =
+        count.and(nonzero).and(count).and_then(|count| usize::try_from(count).ok()?.checked_mul(size));
     let end = needed.and_then(|needed| start.checked_add(needed)).filter(|&end| end <= bytes.len());
     let Some(end) = end else {
         bail_input!("{name} is truncated: its shape {shape:?} needs more bytes than it has");
@@ -241,7 +244,10 @@ mod tests {
             let count = shape.iter().product::<i64>();
             let tensor = Tensor::arange(count, (Kind::Double, Device::Cpu)).view(&shape[..]).to_kind(kind);
             let bytes = to_npy(&tensor)?;
-            assert!(bytes.len() >= 64 && (bytes.len() - count as usize * tensor.kind().elt_size_in_bytes()) % 64 == 0);
+            assert!(
+                bytes.len() >= 64
+                    && (bytes.len() - count as usize * tensor.kind().elt_size_in_bytes()) % 64 == 0
+            );
             let read = parse("a.npy", &bytes)?;
             assert_eq!((read.kind(), read.size()), (kind, shape));
             assert!(read.equal(&tensor));

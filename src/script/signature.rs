@@ -26,7 +26,8 @@ pub struct MethodCode {
 
 /// The names in `__parameters__ = ["weight", "bias", ]`.
 fn listed(line: &str) -> Vec<String> {
-    let inside = line.split_once('[').and_then(|(_, rest)| rest.rsplit_once(']')).map_or("", |(names, _)| names);
+    let inside =
+        line.split_once('[').and_then(|(_, rest)| rest.rsplit_once(']')).map_or("", |(names, _)| names);
     inside
         .split(',')
         .map(|name| name.trim().trim_matches('"'))

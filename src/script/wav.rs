@@ -76,7 +76,9 @@ mod tests {
 
     #[test]
     fn sixteen_bits_in_two_channels() -> Result<()> {
-        let mut bytes = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x02\0\x80\x3e\0\0\0\0\0\0\x04\0\x10\0data\x08\0\0\0".to_vec();
+        let mut bytes =
+            b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x02\0\x80\x3e\0\0\0\0\0\0\x04\0\x10\0data\x08\0\0\0"
+                .to_vec();
         for sample in [0i16, 16384, -32768, 8192] {
             bytes.extend(sample.to_le_bytes());
         }

@@ -28,7 +28,9 @@ impl RunFolder {
     /// # Errors
     /// The folder exists and holds anything else: nothing of an earlier run is ever overwritten.
     pub fn create(path: &Path) -> Result<Self> {
-        let begun = |name: &std::ffi::OsStr| [files::LOCK, CHECKPOINTS, ATTACHMENT].iter().any(|known| name == *known);
+        let begun = |name: &std::ffi::OsStr| {
+            [files::LOCK, CHECKPOINTS, ATTACHMENT].iter().any(|known| name == *known)
+        };
         if fs::read_dir(path)
             .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| !begun(&entry.file_name()))))
             || fs::read_dir(path.join(CHECKPOINTS)).is_ok_and(|mut entries| entries.next().is_some())

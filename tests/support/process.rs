@@ -35,6 +35,11 @@ pub fn regression<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command 
     program(env!("CARGO_BIN_EXE_regression"), arguments)
 }
 
+/// `torchscript` likewise.
+pub fn torchscript<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
+    program(env!("CARGO_BIN_EXE_torchscript"), arguments)
+}
+
 fn program<I: IntoIterator<Item: AsRef<OsStr>>>(path: &str, arguments: I) -> Command {
     let mut command = Command::new(path);
     command.args(arguments).env("RUST_BACKTRACE", "1").env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());
@@ -67,7 +72,7 @@ pub fn assert_refused(finished: &Finished, code: i32, words: &[&str]) {
     assert_eq!(finished.code, Some(code), "{stderr}");
     assert_eq!(stdout, "");
     let sentence = stderr.strip_suffix('\n').unwrap_or(stderr);
-    let named = ["cnn: ", "regression: "].iter().any(|name| sentence.starts_with(name));
+    let named = ["cnn: ", "regression: ", "torchscript: "].iter().any(|name| sentence.starts_with(name));
     assert!(named && !sentence.contains('\n'), "not one sentence: {stderr}");
     for noise in ["panicked", "backtrace", "frame #", "Exception raised", "RUST_", "Torch(", "Err(", "Os {"] {
         assert!(!stderr.contains(noise), "`{noise}` in: {stderr}");

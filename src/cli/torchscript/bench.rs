@@ -17,7 +17,6 @@ use crate::cli::print;
 use crate::cli::table::align;
 use crate::native::modes::InferenceMode;
 use crate::native::script::{CompiledPackage, ScriptModule, Value};
-use crate::script::values::ValueReader;
 use crate::script::{Artifact, kind_of, load_module};
 use crate::training::precision::Precision;
 
@@ -88,9 +87,10 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
     }
     let all_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if arguments.threads.is_empty() { vec![all_cores] } else { arguments.threads.clone() };
-    let device_args = DeviceArgs { device: arguments.device.clone(), threads: threads.first().copied(), precision: None };
+    let device_args =
+        DeviceArgs { device: arguments.device.clone(), threads: threads.first().copied(), precision: None };
     let (device, _) = prepare(&device_args)?;
-    let reader = ValueReader { images: Some(arguments.preprocess.images()?) };
+    let reader = arguments.preprocess.reader()?;
     let inputs = read_inputs(&reader, &arguments.inputs)?;
     if !arguments.inputs.iter().any(|input| !parse_input(input).1.is_empty()) {
         bail_input!("give at least one --input, as in --input x=random:1x3x224x224");
@@ -131,9 +131,8 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
                         }
                     }
                     milliseconds.sort_by(f64::total_cmp);
-                    let at = |share: f64| {
-                        milliseconds[((milliseconds.len() - 1) as f64 * share).round() as usize]
-                    };
+                    let at =
+                        |share: f64| milliseconds[((milliseconds.len() - 1) as f64 * share).round() as usize];
                     timings.push(Timing {
                         batch,
                         threads: count,
@@ -152,7 +151,8 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         return print(&serde_json::to_string_pretty(&json!(timings))?);
     }
     let mut rows = vec![
-        ["batch", "threads", "precision", "frozen", "p50 ms", "p90 ms", "p99 ms", "samples/s"].map(str::to_owned),
+        ["batch", "threads", "precision", "frozen", "p50 ms", "p90 ms", "p99 ms", "samples/s"]
+            .map(str::to_owned),
     ];
     for timing in &timings {
         let precision = serde_json::to_value(timing.precision)?;

@@ -14,13 +14,12 @@ use crate::cli::cnn::Cnn;
 use crate::cli::eval::{Evaluated, report};
 use crate::cli::family::{Family, FamilyRecipe, Network, Prediction};
 use crate::cli::{CommonVerb, run_common, session};
+use crate::data::Splits;
 use crate::data::image_dataset::{ImageDataset, Views};
 use crate::data::images::ImageDataConfig;
-use crate::data::Splits;
 use crate::models::Parameters;
 use crate::models::image::ImageModelConfig;
 use crate::models::scripted::NAME;
-use crate::native::script::optimise_graphs;
 use crate::recipe::{self, Preset};
 use crate::reporting::{Log, Report, Verbosity};
 use crate::script::{Artifact, inspect, kind_of};
@@ -35,7 +34,8 @@ pub struct Scripted;
 
 impl Family for Scripted {
     const NAME: &'static str = "torchscript";
-    const ABOUT: &'static str = "Inspect, run, evaluate, fine-tune and convert TorchScript modules and compiled packages";
+    const ABOUT: &'static str =
+        "Inspect, run, evaluate, fine-tune and convert TorchScript modules and compiled packages";
     const DEFAULT_RECIPE: &'static str = "fine-tune";
     type Model = ImageModelConfig;
     type Data = ImageDataConfig;
@@ -172,14 +172,12 @@ pub fn train(arguments: ScriptTrainArgs) -> Result<()> {
     if train.init_from.is_some() {
         bail_input!("--init-from: give the module as FILE");
     }
-    // Runs that go on must compute what they would have computed.
-    optimise_graphs(false);
     if let Some(file) = file {
         let head = train.head.get_or_insert_with(|| "none".to_owned()).clone();
         refuse_untrainable(&file, &head, train.quiet)?;
         train.init_from = Some(file);
     }
-    let preprocess = PreprocessArgs { preprocess, set: Vec::new() }.settings()?;
+    let preprocess = PreprocessArgs { preprocess, ..Default::default() }.settings()?;
     let entry = entry.settings().into_iter().map(|(key, value)| (key.to_owned(), value));
     let settings = entry.chain(preprocess).map(|(key, value)| format!("{key}={value}"));
     // Before the user's own, which win.
@@ -245,7 +243,13 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
         let weights = WeightsArgs::default();
         let run = ModelArgs { run: Some(path), checkpoint: None, weights, device, batch_size };
         let tta = Views::default();
-        return run_common::<Scripted>(CommonVerb::Eval(Box::new(EvalArgs { run, data, split, tta, format })));
+        return run_common::<Scripted>(CommonVerb::Eval(Box::new(EvalArgs {
+            run,
+            data,
+            split,
+            tta,
+            format,
+        })));
     }
     let Some(data) = data else { bail_input!("a module comes without data: give --data") };
     if let other @ Artifact::Weights(_) = kind_of(&path)? {

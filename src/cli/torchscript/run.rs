@@ -114,16 +114,14 @@ pub(super) fn call(module: &ScriptModule, method: &str, inputs: Vec<(Value, Valu
     })
 }
 
-/// TorchScript's errors repeat the code that led to them; what matters is their last line.
-fn innermost(text: &str) -> String {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let told: Vec<&str> = lines.collect();
-    let is_trace = told.first().is_some_and(|first| first.contains("The following operation failed"));
-    match told.as_slice() {
-        [.., last] if is_trace => (*last).to_owned(),
-        [first, ..] => (*first).to_owned(),
-        [] => text.to_owned(),
+/// TorchScript's errors repeat the code that led to them; what matters is what stands behind the last name of an error.
+fn innermost(text: &str) -> &str {
+    if !text.contains("failed in the TorchScript interpreter") {
+        return text;
     }
+    let behind =
+        ["Error: ", "Exception: "].iter().filter_map(|word| Some(text.rfind(word)? + word.len())).max();
+    behind.map_or(text, |start| text[start..].trim())
 }
 
 /// Runs the verb.
@@ -132,7 +130,7 @@ pub fn run(arguments: &RunModuleArgs) -> Result<()> {
         crate::cli::export::refuse_existing(out)?;
     }
     let (device, config) = prepare(&arguments.device)?;
-    let reader = ValueReader { images: Some(arguments.preprocess.images()?) };
+    let reader = arguments.preprocess.reader()?;
     crate::native::random::manual_seed(arguments.seed)?;
     let inputs = read_inputs(&reader, &arguments.inputs)?;
     let _inference = InferenceMode::enter()?;
@@ -140,7 +138,9 @@ pub fn run(arguments: &RunModuleArgs) -> Result<()> {
     let result = match kind_of(&arguments.file)? {
         Artifact::Package => {
             if arguments.method != "forward" || arguments.chunk.is_some() || arguments.reset.is_some() {
-                bail_input!("a compiled package has one entry and no state: leave out --method, --chunk and --reset");
+                bail_input!(
+                    "a compiled package has one entry and no state: leave out --method, --chunk and --reset"
+                );
             }
             let package = load_package(&arguments.file, device)?;
             let tensors = inputs
@@ -211,7 +211,9 @@ fn in_chunks(
 ) -> Result<Value> {
     let parts: Vec<&str> = chunk.split(':').collect();
     let parsed = match parts.as_slice() {
-        [name, dimension, size] => dimension.parse::<i64>().ok().zip(size.parse::<i64>().ok()).map(|(d, s)| (*name, d, s)),
+        [name, dimension, size] => {
+            dimension.parse::<i64>().ok().zip(size.parse::<i64>().ok()).map(|(d, s)| (*name, d, s))
+        }
         _ => None,
     };
     let Some((name, dimension, size)) = parsed.filter(|(_, _, size)| *size > 0) else {
@@ -241,7 +243,8 @@ fn in_chunks(
             .iter()
             .enumerate()
             .map(|(position, (key, value))| {
-                let value = if position == place { Value::Tensor(piece.shallow_clone()) } else { again(value) };
+                let value =
+                    if position == place { Value::Tensor(piece.shallow_clone()) } else { again(value) };
                 (again(key), value)
             })
             .collect();
@@ -288,10 +291,9 @@ fn joined(results: &[Value], dimension: i64) -> Result<Value> {
                     _ => None,
                 })
                 .collect();
-            Value::Tensor(
-                Tensor::f_cat(&tensors, dimension)
-                    .map_err(|error| bad_input!("--join {dimension}: the outputs of the chunks cannot be joined: {error}"))?,
-            )
+            Value::Tensor(Tensor::f_cat(&tensors, dimension).map_err(|error| {
+                bad_input!("--join {dimension}: the outputs of the chunks cannot be joined: {error}")
+            })?)
         }
         Value::Tuple(values) => Value::Tuple((0..values.len()).map(inner).collect::<Result<_>>()?),
         Value::Dict(entries) => Value::Dict(
@@ -313,7 +315,10 @@ fn described(value: &Value) -> Result<String> {
             Value::Tensor(tensor) => {
                 let told = match tensor.numel() {
                     0 => "empty".to_owned(),
-                    1 => format!("{:?}", tensor.f_to_kind(Kind::Double)?.f_double_value(&vec![0; tensor.dim()])?),
+                    1 => format!(
+                        "{:?}",
+                        tensor.f_to_kind(Kind::Double)?.f_double_value(&vec![0; tensor.dim()])?
+                    ),
                     _ => {
                         let numbers = tensor.f_to_kind(Kind::Double)?;
                         let of = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
@@ -337,14 +342,15 @@ fn described(value: &Value) -> Result<String> {
 fn compare(result: &Value, check: &str, rtol: f64, atol: f64) -> Result<()> {
     let found = tensors_of(result)?;
     let path = std::path::Path::new(check);
-    let expected: NamedTensors = if path.extension().is_some_and(|ending| ending == "safetensors") && path.exists() {
-        read_safetensors(path)?
-    } else {
-        match ValueReader::default().read(check, "--check")? {
-            Value::Tensor(tensor) => NamedTensors::from([("output".to_owned(), tensor)]),
-            other => tensors_of(&other)?,
-        }
-    };
+    let expected: NamedTensors =
+        if path.extension().is_some_and(|ending| ending == "safetensors") && path.exists() {
+            read_safetensors(path)?
+        } else {
+            match ValueReader::default().read(check, "--check")? {
+                Value::Tensor(tensor) => NamedTensors::from([("output".to_owned(), tensor)]),
+                other => tensors_of(&other)?,
+            }
+        };
     // One expected tensor without a path is compared with the first output.
     let only = (expected.len() == 1).then(|| expected.keys().next()).flatten();
     let pairs: Vec<(&String, &Tensor, &Tensor)> = match only {
@@ -375,7 +381,10 @@ fn compare(result: &Value, check: &str, rtol: f64, atol: f64) -> Result<()> {
         let count = beyond.f_logical_or(&unequal)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
         lines.push(format!("{path}: largest difference {largest:.3e}"));
         if count > 0 {
-            apart.push(format!("{count} of {} values of {path} differ, by up to {largest:.3e}", found.numel()));
+            apart.push(format!(
+                "{count} of {} values of {path} differ, by up to {largest:.3e}",
+                found.numel()
+            ));
         }
     }
     print(&lines.join("\n"))?;
