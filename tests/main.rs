@@ -32,5 +32,6 @@ mod source_rules;
 mod tensorboard;
 mod text;
 mod text_scores;
+mod torchscript;
 mod transformer;
 mod weights;

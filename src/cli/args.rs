@@ -411,6 +411,9 @@ impl TrainArgs {
         match &self.head {
             Some(head) => {
                 list.push(("model.name", json!(crate::models::scripted::NAME)));
+                // Those of the recipe are another network's.
+                list.push(("model.dropout", Value::Null));
+                list.push(("model.stochastic_depth", Value::Null));
                 put(&mut list, "model.script.file", &self.init_from);
                 list.push(("model.script.head", json!(head)));
             }

@@ -35,6 +35,7 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     } else if session.step.is_none() {
         bail_input!("weights without a run come without data: give --data");
     }
+    F::validate(&session.recipe)?;
     let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
     let mut recipe = session.recipe.clone();
     let splits = F::open(&mut recipe, &log)?;

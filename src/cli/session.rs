@@ -216,7 +216,6 @@ impl<F: Family> Session<F> {
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
         F::attach(&mut recipe, run);
-        F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
         let mut task = F::build(&recipe, parameters)?;

@@ -12,7 +12,7 @@ use super::image::{ImageModel, ImageModelConfig};
 use super::layers::Linear;
 use super::{Role, Scope};
 use crate::bail_input;
-use crate::native::script::{CompiledPackage, ScriptModule};
+use crate::native::script::{CompiledPackage, ScriptModule, optimise_graphs};
 use crate::script::{Artifact, kind_of};
 
 /// The name of such a model in recipes.
@@ -83,6 +83,8 @@ impl ScriptedModel {
         let name = script.file.display().to_string();
         let engine = match kind_of(&script.file)? {
             Artifact::Module => {
+                // Every run of the module is to compute the same, the first and those after a resume.
+                optimise_graphs(false);
                 let module = crate::script::load_module(&script.file, device)?;
                 if !module.methods()?.contains(&script.method) {
                     bail_input!(

@@ -1,6 +1,7 @@
 //! Values for the methods of a module, from files and from the command line, and back into files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde_json::{Value as Json, json};
@@ -9,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::{npy, wav};
 use crate::data::decode::ImageForm;
 use crate::data::images::{ImageDataConfig, decode_file};
+use crate::data::text::TextTokenizer;
 use crate::native::script::Value;
 use crate::weights::{self, NamedTensors, read_safetensors, write_safetensors};
 use crate::{bad_input, bail_input, files};
@@ -23,10 +25,12 @@ const IMAGES: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "webp", "gif"];
 pub struct ValueReader {
     /// How images become tensors: their size, scaling, mean and deviation.
     pub images: Option<ImageDataConfig>,
+    /// What makes tokens of texts; without it, a text is a string.
+    pub tokenizer: Option<Arc<TextTokenizer>>,
 }
 
 impl ValueReader {
-    /// Reads what `NAME=SPECIFICATION` says: `json:…`, `text:…`, `zeros:`, `ones:`, `random:` with a type and sizes (`random:4x3x64x64`,
+    /// Reads what `NAME=SPECIFICATION` says: `json:…`, `text:…`, `lengths:` and `mask:` of the lines of a text file, `zeros:`, `ones:`, `random:` with a type and sizes (`random:4x3x64x64`,
     /// `zeros:int64:4x12`), or a file by its ending, of several tensors one by `#NAME`. Several images are given with commas between them.
     ///
     /// # Errors
@@ -38,7 +42,13 @@ impl ValueReader {
             return self.of_json(&value, Path::new(""), 0);
         }
         if let Some(text) = specification.strip_prefix("text:") {
-            return Ok(Value::Text(text.to_owned()));
+            return self.of_texts(&[text]);
+        }
+        for (word, tell) in [("lengths:", false), ("mask:", true)] {
+            if let Some(file) = specification.strip_prefix(word) {
+                let text = files::read_text(Path::new(file))?;
+                return self.about_texts(&text.lines().collect::<Vec<_>>(), tell);
+            }
         }
         for (word, fill) in [("zeros:", Fill::Zeros), ("ones:", Fill::Ones), ("random:", Fill::Random)] {
             if let Some(form) = specification.strip_prefix(word) {
@@ -78,13 +88,61 @@ impl ValueReader {
                 };
                 self.of_json(value, path.parent().unwrap_or(Path::new("")), depth + 1)
             }
-            "txt" => Ok(Value::Text(files::read_text(path)?.trim_end_matches(['\n', '\r']).to_owned())),
+            "txt" => {
+                let text = files::read_text(path)?;
+                match self.tokenizer {
+                    Some(_) => self.of_texts(&text.lines().collect::<Vec<_>>()),
+                    None => Ok(Value::Text(text.trim_end_matches(['\n', '\r']).to_owned())),
+                }
+            }
             ending if IMAGES.contains(&ending) => self.read_images(&[path.to_owned()]).map(Value::Tensor),
             _ if !path.exists() => bail_input!("--input {argument}: {name} does not exist"),
             _ => bail_input!(
                 "--input {argument}: {name} is of an unknown kind: give .npy, .npz, .safetensors, .json, .txt, .wav or an image"
             ),
         }
+    }
+
+    /// Tokens of each text, with the tokenizer's own special ones.
+    fn tokens(&self, texts: &[&str]) -> Result<Vec<Vec<i64>>> {
+        let Some(tokenizer) = &self.tokenizer else { bail_input!("texts become tokens by --tokenizer FILE") };
+        texts
+            .iter()
+            .map(|text| {
+                let encoding = tokenizer
+                    .inner()
+                    .encode(*text, true)
+                    .map_err(|error| bad_input!("`{text}` cannot be encoded: {error}"))?;
+                Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+            })
+            .collect()
+    }
+
+    /// Texts as tokens `[texts, longest]` int64, padded with 0; without a tokenizer one text as a string.
+    fn of_texts(&self, texts: &[&str]) -> Result<Value> {
+        if let (None, [text]) = (&self.tokenizer, texts) {
+            return Ok(Value::Text((*text).to_owned()));
+        }
+        let rows = self.tokens(texts)?;
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let padded: Vec<i64> = rows
+            .iter()
+            .flat_map(|row| row.iter().copied().chain(std::iter::repeat(0)).take(longest))
+            .collect();
+        Ok(Value::Tensor(Tensor::f_from_slice(&padded)?.f_view([rows.len() as i64, longest as i64])?))
+    }
+
+    /// How many tokens each text has, `[texts]` int64, or where they are, `[texts, longest]` int64 of ones and zeros.
+    fn about_texts(&self, texts: &[&str], mask: bool) -> Result<Value> {
+        let lengths: Vec<i64> = self.tokens(texts)?.iter().map(|row| row.len() as i64).collect();
+        let lengths = Tensor::f_from_slice(&lengths)?;
+        if !mask {
+            return Ok(Value::Tensor(lengths));
+        }
+        let longest = if texts.is_empty() { 0 } else { lengths.f_max()?.f_int64_value(&[])? };
+        // Masks are made on the host, as their tokens are.
+        let places = Tensor::f_arange(longest, (Kind::Int64, Device::Cpu))?.f_unsqueeze(0)?;
+        Ok(Value::Tensor(places.f_lt_tensor(&lengths.f_unsqueeze(1)?)?.f_to_kind(Kind::Int64)?))
     }
 
     /// A value of JSON. An object with the one key `@` stands for the file that it names, beside `folder`.

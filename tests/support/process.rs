@@ -45,6 +45,11 @@ pub fn rnn<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
     program(env!("CARGO_BIN_EXE_rnn"), arguments)
 }
 
+/// `torchscript` likewise.
+pub fn torchscript<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
+    program(env!("CARGO_BIN_EXE_torchscript"), arguments)
+}
+
 fn program<I: IntoIterator<Item: AsRef<OsStr>>>(path: &str, arguments: I) -> Command {
     let mut command = Command::new(path);
     command.args(arguments).env("RUST_BACKTRACE", "1").env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());

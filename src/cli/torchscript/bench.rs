@@ -17,7 +17,6 @@ use crate::cli::print;
 use crate::cli::table::align;
 use crate::native::modes::InferenceMode;
 use crate::native::script::{CompiledPackage, ScriptModule, Value};
-use crate::script::values::ValueReader;
 use crate::script::{Artifact, kind_of, load_module};
 use crate::training::precision::Precision;
 
@@ -91,7 +90,7 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
     let device_args =
         DeviceArgs { device: arguments.device.clone(), threads: threads.first().copied(), precision: None };
     let (device, _) = prepare(&device_args)?;
-    let reader = ValueReader { images: Some(arguments.preprocess.images()?) };
+    let reader = arguments.preprocess.reader()?;
     let inputs = read_inputs(&reader, &arguments.inputs)?;
     if !arguments.inputs.iter().any(|input| !parse_input(input).1.is_empty()) {
         bail_input!("give at least one --input, as in --input x=random:1x3x224x224");

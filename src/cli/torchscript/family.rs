@@ -20,7 +20,6 @@ use crate::data::images::ImageDataConfig;
 use crate::models::Parameters;
 use crate::models::image::ImageModelConfig;
 use crate::models::scripted::NAME;
-use crate::native::script::optimise_graphs;
 use crate::recipe::{self, Preset};
 use crate::reporting::{Log, Report, Verbosity};
 use crate::script::{Artifact, inspect, kind_of};
@@ -173,14 +172,12 @@ pub fn train(arguments: ScriptTrainArgs) -> Result<()> {
     if train.init_from.is_some() {
         bail_input!("--init-from: give the module as FILE");
     }
-    // Runs that go on must compute what they would have computed.
-    optimise_graphs(false);
     if let Some(file) = file {
         let head = train.head.get_or_insert_with(|| "none".to_owned()).clone();
         refuse_untrainable(&file, &head, train.quiet)?;
         train.init_from = Some(file);
     }
-    let preprocess = PreprocessArgs { preprocess, set: Vec::new() }.settings()?;
+    let preprocess = PreprocessArgs { preprocess, ..Default::default() }.settings()?;
     let entry = entry.settings().into_iter().map(|(key, value)| (key.to_owned(), value));
     let settings = entry.chain(preprocess).map(|(key, value)| format!("{key}={value}"));
     // Before the user's own, which win.

@@ -12,14 +12,19 @@ pub use family::{ScriptEvalArgs, ScriptTrainArgs, Scripted};
 pub use info::ScriptInfoArgs;
 pub use run::RunModuleArgs;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::args::{CompareArgs, DoctorArgs, ExportArgs, PredictArgs, RecipesArgs};
 use super::{CommonVerb, run_common};
 use crate::data::images::ImageDataConfig;
+use crate::data::text::TextTokenizer;
 use crate::models::pretrained::{Preprocessing, preprocessing_of};
 use crate::recipe;
+use crate::script::values::ValueReader;
 
 /// What the binary does.
 #[derive(Debug, Subcommand)]
@@ -74,6 +79,10 @@ pub struct PreprocessArgs {
     /// Set a key of the images' form, as in data.image_size=[224,224], data.mean=[0.5]; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Make tokens of texts: a tokenizer.json, a vocab.txt, or a Hugging Face folder; text:…, or a .txt file of one text a line, then is
+    /// [texts, tokens], and lengths:FILE.txt and mask:FILE.txt tell how many of these are no padding
+    #[arg(long, value_name = "FILE|DIR")]
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl PreprocessArgs {
@@ -97,6 +106,12 @@ impl PreprocessArgs {
             settings.push(recipe::parse_setting(setting)?);
         }
         Ok(settings)
+    }
+
+    /// What reads the inputs of a method.
+    fn reader(&self) -> Result<ValueReader> {
+        let tokenizer = self.tokenizer.as_deref().map(TextTokenizer::open).transpose()?;
+        Ok(ValueReader { images: Some(self.images()?), tokenizer: tokenizer.map(Arc::new) })
     }
 
     /// The `data` section of images that they describe.

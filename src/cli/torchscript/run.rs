@@ -114,16 +114,14 @@ pub(super) fn call(module: &ScriptModule, method: &str, inputs: Vec<(Value, Valu
     })
 }
 
-/// TorchScript's errors repeat the code that led to them; what matters is their last line.
-fn innermost(text: &str) -> String {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let told: Vec<&str> = lines.collect();
-    let is_trace = told.first().is_some_and(|first| first.contains("The following operation failed"));
-    match told.as_slice() {
-        [.., last] if is_trace => (*last).to_owned(),
-        [first, ..] => (*first).to_owned(),
-        [] => text.to_owned(),
+/// TorchScript's errors repeat the code that led to them; what matters is what stands behind the last name of an error.
+fn innermost(text: &str) -> &str {
+    if !text.contains("failed in the TorchScript interpreter") {
+        return text;
     }
+    let behind =
+        ["Error: ", "Exception: "].iter().filter_map(|word| Some(text.rfind(word)? + word.len())).max();
+    behind.map_or(text, |start| text[start..].trim())
 }
 
 /// Runs the verb.
@@ -132,7 +130,7 @@ pub fn run(arguments: &RunModuleArgs) -> Result<()> {
         crate::cli::export::refuse_existing(out)?;
     }
     let (device, config) = prepare(&arguments.device)?;
-    let reader = ValueReader { images: Some(arguments.preprocess.images()?) };
+    let reader = arguments.preprocess.reader()?;
     crate::native::random::manual_seed(arguments.seed)?;
     let inputs = read_inputs(&reader, &arguments.inputs)?;
     let _inference = InferenceMode::enter()?;

@@ -12,7 +12,10 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <dlfcn.h>
+
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -20,6 +23,8 @@ using suite::Tensors;
 using torch::jit::Module;
 
 extern "C" {
+
+void suite_free_text(char* text) noexcept;
 
 // Kinds of values, the same numbers as in script.rs. A dictionary's children are key, value, key, value, ….
 enum SuiteKind : int32_t { kNone, kBool, kInt, kFloat, kText, kTensor, kList, kTuple, kDict };
@@ -501,8 +506,20 @@ void suite_script_optimise(bool on) noexcept { torch::jit::setGraphExecutorOptim
 
 // ---- packages
 
+char* suite_libtorch_path(char** result);
+
 char* suite_package_load(const char* path, int8_t index, Package** result) {
   return suite::guarded([&] {
+    // The package's library asks for libtorch.so by that name, which nothing else here has loaded.
+    char* place = nullptr;
+    char* failure = suite_libtorch_path(&place);
+    if (!failure && place) {
+      const std::string beside(place);
+      const std::string library = beside.substr(0, beside.rfind('/') + 1) + "libtorch.so";
+      dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
+    }
+    suite_free_text(failure);
+    suite_free_text(place);
     *result = new Package{torch::inductor::AOTIModelPackageLoader(path, "model", false, 1, static_cast<c10::DeviceIndex>(index))};
   });
 }
