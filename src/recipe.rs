@@ -4,7 +4,8 @@
 //! `training`, the same for all ([`TrainingConfig`]). An unknown key is an error that offers the nearest known one.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,51 @@ pub struct Recipe<M, D> {
     /// Optimisation.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// Files that it goes with.
+    #[serde(skip)]
+    pub attachments: Attachments,
+}
+
+/// Texts that belong to a recipe and lie beside it in a run's folder, as a tokenizer does that was made from the training part: in memory until the
+/// run has its folder, read from there afterwards.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attachments {
+    folder: Option<PathBuf>,
+    added: BTreeMap<String, Arc<str>>,
+}
+
+impl Attachments {
+    /// What lies in the folder of a run.
+    pub fn of(run: &Path) -> Self {
+        Self { folder: Some(run.to_owned()), added: BTreeMap::new() }
+    }
+
+    /// Adds a file.
+    pub fn add(&mut self, name: &str, text: impl Into<Arc<str>>) {
+        self.added.insert(name.to_owned(), text.into());
+    }
+
+    /// The text of a file, if there is one of that name.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn text(&self, name: &str) -> Result<Option<Arc<str>>> {
+        if let Some(text) = self.added.get(name) {
+            return Ok(Some(text.clone()));
+        }
+        match self.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.exists()) {
+            Some(path) => Ok(Some(files::read_text(&path)?.into())),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes what was added into the folder of a run.
+    pub fn write(&self, run: &Path) -> Result<()> {
+        for (name, text) in &self.added {
+            files::write_atomic(&run.join(name), text.as_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// A preset compiled into the binary.
@@ -95,6 +141,37 @@ fn unknown_name(message: &str) -> Option<(&'static str, String, Vec<String>)> {
     let mut quoted = rest.split('`').skip(1).step_by(2).map(str::to_owned);
     let name = quoted.next()?;
     Some((kind, name, quoted.collect()))
+}
+
+/// The configuration of a model of transformers, read from its `config.json`: keys that say nothing of the architecture are left aside. `usual` gives an
+/// architecture's configuration by its `model_type`, which is a key of the configuration's own.
+///
+/// # Errors
+/// It is no configuration, or of an architecture that is not among `known`.
+pub fn known_config<T: Serialize + DeserializeOwned>(
+    config: &Value,
+    origin: &str,
+    known: &[&str],
+    usual: impl Fn(&str) -> Option<T>,
+) -> Result<T> {
+    let Some(object) = config.as_object() else { bail_input!("{origin} is no model configuration") };
+    let Some(kind) = object.get("model_type").and_then(Value::as_str) else {
+        bail_input!("{origin} has no `model_type`, so the architecture is not known");
+    };
+    let Some(usual) = usual(kind) else {
+        bail_input!(
+            "{origin} is of the architecture `{kind}`, which is not among those here: {}",
+            known.join(", ")
+        );
+    };
+    let mut kept = serde_json::to_value(&usual)?;
+    if let Some(kept) = kept.as_object_mut() {
+        kept.retain(|key, _| object.get(key).is_some_and(|value| !value.is_null()));
+        for (key, value) in kept {
+            *value = object[key].clone();
+        }
+    }
+    typed(kept, origin)
 }
 
 /// `: did you mean …?`, or the known names where none is near and they are few.

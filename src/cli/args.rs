@@ -34,6 +34,9 @@ pub struct TrainArgs {
     /// A recipe of `recipes`, or a JSON file
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
+    /// What to train for, where the family does several things: classify, lm or forecast in `rnn`; without --recipe its usual recipe
+    #[arg(long, value_name = "NAME")]
+    pub task: Option<String>,
     /// Architecture in place of the recipe's
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -232,8 +235,8 @@ pub struct WeightsArgs {
     /// Refuse weights that do not fit the model to the last tensor
     #[arg(long, requires = "model")]
     pub strict: bool,
-    /// Set a key of its recipe, as in data.image_size=[160,160]; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", requires = "model")]
+    /// Set a key of the recipe, as in data.image_size=[160,160] or model.search.beam=5; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
@@ -390,6 +393,7 @@ impl TrainArgs {
         }
         let named = |name: &Option<String>| name.as_ref().map(|name| json!({ "name": name }));
         let mut list = Vec::new();
+        put(&mut list, "model.task", &self.task);
         put(&mut list, "model.name", &self.model);
         put(&mut list, "training.optimizer", &named(&self.optimizer));
         put(&mut list, "training.schedule", &named(&self.schedule));

@@ -26,7 +26,8 @@ use crate::reporting::{
     Chart, ConfusionMatrix, Example, Log, Mark, Progress, Report, Sample, Scale, Series, Verbosity, format,
 };
 use crate::tasks::calibration::{Bin, expected_error};
-use crate::tasks::image_classification::{ClassificationLoss, ImageClassification, listed};
+use crate::tasks::criterion::ClassificationLoss;
+use crate::tasks::image_classification::{ImageClassification, listed};
 use crate::tasks::{Evaluation, Mode, PredictedSample, Task, classification};
 use crate::training::config::{BalancedRule, ClassWeights, Sampling};
 use crate::training::evaluate::EvaluationSettings;

@@ -22,7 +22,12 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
         for (key, setting) in F::evaluation_settings(data) {
             recipe::set(&mut value, key, setting)?;
         }
+        let attachments = std::mem::take(&mut session.recipe.attachments);
         session.recipe = recipe::typed(value, "--data")?;
+        session.recipe.attachments = attachments;
+        if let Some(run) = &arguments.run.run {
+            F::attach(&mut session.recipe, run);
+        }
     } else if session.step.is_none() {
         bail_input!("weights without a run come without data: give --data");
     }
@@ -63,6 +68,10 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
                 })
                 .collect::<Vec<_>>();
             let samples = reporting::format::count(crate::data::Dataset::len(data.as_ref()) as u64);
+            // What the task says in words of its own, such as how a score came about.
+            let words = evaluation.details["lines"].as_array().into_iter().flatten();
+            let lines = words.filter_map(|line| line.as_str().map(str::to_owned));
+            let rows = rows.into_iter().chain(lines).collect::<Vec<_>>();
             print(&format!("{name}, {samples} samples, {}\n{}", session.origin, rows.join("\n")))
         }
     }

@@ -66,6 +66,14 @@ pub trait Family: Sized {
     /// Its loss and metrics.
     type Task: Task<Batch = <Self::Dataset as Dataset>::Batch>;
 
+    /// What `train` runs where only the kind of task is said (`--task`).
+    fn recipe_of_task(_task: &str) -> &'static str {
+        Self::DEFAULT_RECIPE
+    }
+
+    /// Tells a recipe that was read back from a run where the run is: what [`Family::keep`] wrote is there.
+    fn attach(_recipe: &mut FamilyRecipe<Self>, _run: &Path) {}
+
     /// The recipes compiled in.
     fn presets() -> &'static [Preset];
 
@@ -94,9 +102,6 @@ pub trait Family: Sized {
     fn keep(_recipe: &FamilyRecipe<Self>, _data: &Splits<Arc<Self::Dataset>>, _run: &Path) -> Result<()> {
         Ok(())
     }
-
-    /// Points the recipe of a run to what [`Family::keep`] put there, wherever the run lies now.
-    fn find_kept(_recipe: &mut FamilyRecipe<Self>, _run: &Path) {}
 
     /// The recipe of a folder with weights and a configuration, or of `hf:ORG/NAME`, in place of a run.
     fn recipe_of_folder(folder: &Path) -> Result<FamilyRecipe<Self>> {

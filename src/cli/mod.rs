@@ -14,13 +14,17 @@ mod info;
 mod predict;
 mod recipes;
 pub mod regression;
+pub mod rnn;
 mod session;
 mod table;
 pub mod tokenizer;
 mod train;
 pub mod transformer;
 
-pub use args::{CommonVerb, DeviceArgs, ModelArgs, RunArgs, TrainArgs};
+pub use args::{
+    CommonVerb, CompareArgs, DeviceArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, ModelArgs, RecipesArgs,
+    RunArgs, TrainArgs,
+};
 pub use family::{Family, FamilyRecipe, FolderFormat, Prediction};
 
 use std::any::Any;

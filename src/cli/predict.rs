@@ -61,7 +61,7 @@ fn expand(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files_found)
 }
 
-fn table(predictions: &[Prediction]) -> String {
+pub(super) fn table(predictions: &[Prediction]) -> String {
     let width = predictions.iter().map(|prediction| prediction.input.chars().count()).max().unwrap_or(0);
     let line = |prediction: &Prediction| {
         let ranked = prediction
@@ -73,7 +73,7 @@ fn table(predictions: &[Prediction]) -> String {
     predictions.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn csv(predictions: &[Prediction]) -> String {
+pub(super) fn csv(predictions: &[Prediction]) -> String {
     let quoted = |text: &str| match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
         false => text.to_owned(),
@@ -87,7 +87,7 @@ fn csv(predictions: &[Prediction]) -> String {
     lines.join("\n")
 }
 
-fn json_lines(predictions: &[Prediction]) -> Result<String> {
+pub(super) fn json_lines(predictions: &[Prediction]) -> Result<String> {
     let line = |prediction: &Prediction| {
         let ranked: Vec<_> = prediction
             .ranked

@@ -11,7 +11,7 @@ use super::calibrate::Calibration;
 use super::family::{Family, FamilyRecipe};
 use crate::models::Parameters;
 use crate::native::{random, system};
-use crate::recipe::{self, differences};
+use crate::recipe::{self, Attachments, differences};
 use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
 use crate::training::checkpoint::{Environment, load_weights, read_progress};
@@ -22,7 +22,8 @@ use crate::{bad_input, bail_input, files};
 
 /// The recipe of a new run: preset or file, then flags, then `--set`.
 pub fn new_recipe<F: Family>(arguments: &TrainArgs) -> Result<FamilyRecipe<F>> {
-    let name = arguments.recipe.as_deref().unwrap_or(F::DEFAULT_RECIPE);
+    let of_task = arguments.task.as_deref().map_or(F::DEFAULT_RECIPE, F::recipe_of_task);
+    let name = arguments.recipe.as_deref().unwrap_or(of_task);
     let mut value = recipe::find(name, F::presets())?;
     override_with::<F>(&mut value, arguments)?;
     typed::<F>(value, name)
@@ -36,7 +37,9 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     let before_typed = typed::<F>(before.clone(), &origin)?;
     let mut value = before;
     override_with::<F>(&mut value, arguments)?;
-    let after = typed::<F>(value, &origin)?;
+    let mut after = typed::<F>(value, &origin)?;
+    after.attachments = Attachments::of(run);
+    F::attach(&mut after, run);
     let refused: Vec<String> =
         differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
             .into_iter()
@@ -212,7 +215,7 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        F::find_kept(&mut recipe, run);
+        F::attach(&mut recipe, run);
         F::validate(&recipe)?;
         let device = prepare(&mut recipe.training)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
@@ -282,7 +285,13 @@ fn with_arguments<F: Family>(
     for (key, setting) in settings {
         recipe::set(&mut value, key, setting)?;
     }
+    for argument in &arguments.weights.set {
+        let (key, setting) = recipe::parse_setting(argument)?;
+        recipe::set(&mut value, &key, setting)?;
+    }
+    let attachments = recipe.attachments.clone();
     let mut recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
+    recipe.attachments = attachments;
     recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
     recipe.training.validate()?;
     Ok(recipe)
@@ -300,5 +309,9 @@ fn read_classes(path: &Path) -> Result<Vec<String>> {
 
 /// The recipe that a run was trained with.
 pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
-    recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))
+    let mut recipe: FamilyRecipe<F> =
+        recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))?;
+    recipe.attachments = Attachments::of(run);
+    F::attach(&mut recipe, run);
+    Ok(recipe)
 }

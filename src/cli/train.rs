@@ -32,7 +32,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     let mut recipe = match &arguments.resume {
         Some(run) => {
             let mut recipe = session::resumed_recipe::<F>(run, arguments, &log)?;
-            F::find_kept(&mut recipe, run);
+            F::attach(&mut recipe, run);
             recipe
         }
         None => session::new_recipe::<F>(arguments)?,
@@ -64,6 +64,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
             folder
         }
     };
+    recipe.attachments.write(folder.path())?;
     folder.write_recipe(&serde_json::to_value(&recipe)?)?;
     log.attach(&folder.file("log.txt"))?;
     log.info(introduction::<F>(&recipe, &data, &task));

@@ -13,11 +13,14 @@ pub mod image_list;
 pub mod image_source;
 pub mod image_tree;
 pub mod images;
+pub mod language;
 pub mod loader;
 pub mod order;
 pub mod resize;
+pub mod sequences;
 pub mod table;
 pub mod text;
+pub mod translation;
 
 use std::sync::Arc;
 
@@ -99,6 +102,7 @@ pub trait Dataset: Send + Sync + 'static {
 }
 
 /// The parts of a data set.
+#[derive(Debug)]
 pub struct Splits<D> {
     /// Learned from.
     pub train: D,

@@ -108,30 +108,30 @@ pub fn search(
     beam(writer, sources, marks, config, device)
 }
 
-/// Draws texts token by token, one for each of `sources` rows. Each row has random numbers of its own, so that a text does not depend on what it is
+/// Draws texts token by token, one for each row of `newest` `[rows]`, the tokens that texts begin with. `before` are all tokens that are there already, for
+/// the repetition penalty. Each row has random numbers of its own, so that a text does not depend on what it is
 /// batched with.
 ///
 /// # Errors
 /// Impossible settings, or scores that cannot be copied from the device.
 pub fn sample(
     writer: &mut dyn Writer,
-    sources: usize,
+    newest: &Tensor,
     marks: &Marks,
     config: &SearchConfig,
     sampling: &SamplingConfig,
     seeds: &[u64],
-    device: tch::Device,
+    before: &[Vec<i64>],
 ) -> Result<Vec<Hypothesis>> {
     let _guard = tch::no_grad_guard();
-    let mut samplers = seeds[..sources]
-        .iter()
-        .map(|&seed| TokenSampler::new(sampling.clone(), seed))
-        .collect::<Result<Vec<_>>>()?;
-    let mut texts =
-        vec![Hypothesis { tokens: Vec::new(), ended: false, log_probability: 0.0, score: 0.0 }; sources];
+    let device = newest.device();
+    let mut samplers =
+        seeds.iter().map(|&seed| TokenSampler::new(sampling.clone(), seed)).collect::<Result<Vec<_>>>()?;
+    let none = Hypothesis { tokens: Vec::new(), ended: false, log_probability: 0.0, score: 0.0 };
+    let mut texts = vec![none; before.len()];
     // The text of each row that is still being written.
-    let mut rows: Vec<usize> = (0..sources).collect();
-    let mut newest = Tensor::full([sources as i64], marks.begin, (Kind::Int64, device));
+    let mut rows: Vec<usize> = (0..before.len()).collect();
+    let mut newest = newest.shallow_clone();
     for length in 1..=config.max_length {
         let scores = log_probabilities(writer, &newest);
         let sequences: Vec<&[i64]> = rows.iter().map(|&text| texts[text].tokens.as_slice()).collect();
@@ -140,7 +140,7 @@ pub fn sample(
         let mut kept = Vec::new();
         for (row, (&text, scores)) in rows.iter().zip(&scores).enumerate() {
             let hypothesis = &mut texts[text];
-            let token = samplers[text].next(scores, &hypothesis.tokens);
+            let token = samplers[text].next(scores, &[&before[text], &hypothesis.tokens[..]].concat());
             hypothesis.log_probability += f64::from(scores[token as usize]);
             if token == marks.end {
                 hypothesis.ended = true;

@@ -1,6 +1,8 @@
 //! Attention: Vaswani et al., "Attention is all you need", 2017. [`attention`] is what every transformer here computes;
 //! [`MultiheadAttention`] puts it into the form of `torch.nn.MultiheadAttention`.
 
+use std::cell::RefCell;
+
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
@@ -22,6 +24,17 @@ pub struct AttentionOptions<'a> {
     pub dropout: f64,
     /// Factor on the scores; 1/√head_dim if left out.
     pub scale: Option<f64>,
+}
+
+thread_local! {
+    static WEIGHTS: RefCell<Option<Vec<Tensor>>> = const { RefCell::new(None) };
+}
+
+/// Runs `forward` and returns the weights of every [`attention`] in it, in the order of the calls: `[batch, heads, queries, keys]` each.
+pub fn weights_of<T>(forward: impl FnOnce() -> T) -> (T, Vec<Tensor>) {
+    WEIGHTS.with_borrow_mut(|weights| *weights = Some(Vec::new()));
+    let result = forward();
+    (result, WEIGHTS.with_borrow_mut(Option::take).unwrap_or_default())
 }
 
 /// Scaled-dot-product attention through libtorch's fused kernels: softmax(scale · Q Kᵀ + mask) V.
@@ -49,6 +62,11 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: Attentio
     };
     // Numbers must have the type of the scores; under autocast that is taken care of.
     let mask = mask.map(|mask| if mask.kind() == Kind::Bool { mask } else { mask.to_kind(query.kind()) });
+    WEIGHTS.with_borrow_mut(|collected| {
+        if let Some(collected) = collected {
+            collected.push(weights(query, key, mask.as_ref(), kernel_causal, options.scale));
+        }
+    });
     Tensor::scaled_dot_product_attention(
         query,
         key,
@@ -59,6 +77,26 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: Attentio
         options.scale,
         query.size()[1] != key.size()[1],
     )
+}
+
+/// What the fused kernels compute on their way: `[batch, heads, queries, keys]`.
+fn weights(query: &Tensor, key: &Tensor, mask: Option<&Tensor>, causal: bool, scale: Option<f64>) -> Tensor {
+    let groups = query.size()[1] / key.size()[1];
+    let key = key.repeat_interleave_self_int(groups, 1, None);
+    let scale = scale.unwrap_or_else(|| (query.size()[3] as f64).powf(-0.5));
+    let mut scores = query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * scale;
+    if causal {
+        let ahead = scores.ones_like().triu(1).to_kind(Kind::Bool);
+        scores = scores.masked_fill(&ahead, f64::NEG_INFINITY);
+    }
+    match mask {
+        Some(mask) if mask.kind() == Kind::Bool => {
+            scores = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
+        }
+        Some(mask) => scores += mask,
+        None => {}
+    }
+    scores.softmax(-1, Kind::Float)
 }
 
 /// `[batch, length, heads · head_dim]` to `[batch, heads, length, head_dim]`, with lengths left to the tensors so that a traced model takes any.

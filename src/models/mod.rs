@@ -25,6 +25,7 @@ pub mod mlp;
 pub mod mobilenet;
 mod parameters;
 pub mod pretrained;
+pub mod recurrent;
 pub mod resnet;
 pub mod resnet_cifar;
 pub mod small_cnn;

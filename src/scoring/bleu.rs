@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::tokenize::Tokenizer;
-use super::{MATCHED_VERSION, matches, ngrams, words, yes};
+use super::{MATCHED_VERSION, ReferenceCount, matches, ngrams, words, yes};
 
 /// The longest n-grams that are compared.
 const ORDER: usize = 4;
@@ -45,7 +45,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Default)]
 pub struct Bleu {
     settings: Settings,
-    references: Option<usize>,
+    references: ReferenceCount,
     hypothesis_length: u64,
     reference_length: u64,
     correct: [u64; ORDER],
@@ -79,10 +79,7 @@ impl Bleu {
 
     /// Adds a hypothesis with its references.
     pub fn add(&mut self, hypothesis: &str, references: &[&str]) {
-        self.references = match self.references {
-            Some(count) if count != references.len() => Some(0),
-            _ => Some(references.len()),
-        };
+        self.references.add(references.len());
         let hypothesis = self.prepare(hypothesis);
         let hypothesis: Vec<&str> = words(&hypothesis).collect();
         let references: Vec<String> = references.iter().map(|reference| self.prepare(reference)).collect();
@@ -102,6 +99,22 @@ impl Bleu {
             self.correct[order - 1] += matches(&ngrams(&hypothesis, order), &most);
             self.total[order - 1] += (hypothesis.len() + 1).saturating_sub(order) as u64;
         }
+    }
+
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        let lengths = [self.hypothesis_length, self.reference_length];
+        lengths.iter().chain(&self.correct).chain(&self.total).map(|&count| count as f64).collect()
+    }
+
+    /// Replaces what was counted by the sum of the [`Bleu::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        let mut counts = counts.iter().map(|&count| count as u64);
+        let mut next = || counts.next().unwrap_or_default();
+        self.hypothesis_length = next();
+        self.reference_length = next();
+        self.correct = std::array::from_fn(|_| next());
+        self.total = std::array::from_fn(|_| next());
     }
 
     /// The score of all sentences added so far.
@@ -150,10 +163,6 @@ impl Bleu {
     /// The line that says how the score came about.
     pub fn signature(&self) -> String {
         let Settings { lowercase, tokenize, smoothing, effective_order } = self.settings;
-        let references = match self.references {
-            Some(0) => "var".to_owned(),
-            count => count.unwrap_or(1).to_string(),
-        };
         let smoothing = match smoothing {
             Smoothing::Exp => "exp",
             Smoothing::Floor => "floor[0.10]",
@@ -161,7 +170,8 @@ impl Bleu {
             Smoothing::None => "none",
         };
         format!(
-            "nrefs:{references}|case:{}|eff:{}|tok:{}|smooth:{smoothing}|version:{MATCHED_VERSION}",
+            "nrefs:{}|case:{}|eff:{}|tok:{}|smooth:{smoothing}|version:{MATCHED_VERSION}",
+            self.references,
             if lowercase { "lc" } else { "mixed" },
             yes(effective_order),
             tokenize.name(),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MATCHED_VERSION, is_white_space, matches, ngrams, words, yes};
+use super::{MATCHED_VERSION, ReferenceCount, is_white_space, matches, ngrams, words, yes};
 
 /// What changes the score.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -38,23 +38,26 @@ struct Counts {
 #[derive(Clone, Debug)]
 pub struct Chrf {
     settings: Settings,
-    references: Option<usize>,
+    references: ReferenceCount,
     counts: Vec<Counts>,
+}
+
+impl Default for Chrf {
+    fn default() -> Self {
+        Self::new(Settings::default())
+    }
 }
 
 impl Chrf {
     /// An empty corpus.
     pub fn new(settings: Settings) -> Self {
         let orders = settings.character_order + settings.word_order;
-        Self { settings, references: None, counts: vec![Counts::default(); orders] }
+        Self { settings, references: ReferenceCount::default(), counts: vec![Counts::default(); orders] }
     }
 
     /// Adds a hypothesis with its references, of which the one with the best score counts.
     pub fn add(&mut self, hypothesis: &str, references: &[&str]) {
-        self.references = match self.references {
-            Some(count) if count != references.len() => Some(0),
-            _ => Some(references.len()),
-        };
+        self.references.add(references.len());
         let hypothesis = self.units(hypothesis);
         let mut best: Option<(f64, Vec<Counts>)> = None;
         for reference in references {
@@ -71,6 +74,22 @@ impl Chrf {
         }
     }
 
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        let each = self.counts.iter();
+        each.flat_map(|counts| [counts.hypothesis, counts.reference, counts.shared])
+            .map(|count| count as f64)
+            .collect()
+    }
+
+    /// Replaces what was counted by the sum of the [`Chrf::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        for (own, sums) in self.counts.iter_mut().zip(counts.chunks_exact(3)) {
+            let [hypothesis, reference, shared] = [0, 1, 2].map(|place| sums[place] as u64);
+            *own = Counts { hypothesis, reference, shared };
+        }
+    }
+
     /// The score of all sentences added so far, from 0 to 100.
     pub fn score(&self) -> f64 {
         self.f_score(&self.counts)
@@ -84,12 +103,9 @@ impl Chrf {
     /// The line that says how the score came about.
     pub fn signature(&self) -> String {
         let Settings { character_order, word_order, lowercase, whitespace, .. } = self.settings;
-        let references = match self.references {
-            Some(0) => "var".to_owned(),
-            count => count.unwrap_or(1).to_string(),
-        };
         format!(
-            "nrefs:{references}|case:{}|eff:yes|nc:{character_order}|nw:{word_order}|space:{}|version:{MATCHED_VERSION}",
+            "nrefs:{}|case:{}|eff:yes|nc:{character_order}|nw:{word_order}|space:{}|version:{MATCHED_VERSION}",
+            self.references,
             if lowercase { "lc" } else { "mixed" },
             yes(whitespace),
         )

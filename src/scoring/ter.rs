@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::tokenize::{
     ASCII_PUNCTUATION, HYPHEN_AFTER_DIGIT, MARK_AFTER_TEXT, MARK_BEFORE_TEXT, rewrite, rules, unescape,
 };
-use super::{MATCHED_VERSION, is_white_space, words, yes};
+use super::{MATCHED_VERSION, ReferenceCount, is_white_space, words, yes};
 
 /// Tercom's limits: words moved at once, places moved over, cells beside the diagonal that are looked at.
 const LONGEST_SHIFT: usize = 10;
@@ -37,7 +37,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Default)]
 pub struct Ter {
     settings: Settings,
-    references: Option<usize>,
+    references: ReferenceCount,
     edits: u64,
     reference_length: f64,
 }
@@ -50,10 +50,7 @@ impl Ter {
 
     /// Adds a hypothesis with its references: the fewest edits against the mean length count.
     pub fn add(&mut self, hypothesis: &str, references: &[&str]) {
-        self.references = match self.references {
-            Some(count) if count != references.len() => Some(0),
-            _ => Some(references.len()),
-        };
+        self.references.add(references.len());
         let hypothesis = self.prepare(hypothesis);
         let mut fewest: Option<u64> = None;
         let mut length = 0;
@@ -76,6 +73,19 @@ impl Ter {
         }
     }
 
+    /// What was counted, as numbers that add up over parts of a corpus.
+    pub fn counts(&self) -> Vec<f64> {
+        vec![self.edits as f64, self.reference_length]
+    }
+
+    /// Replaces what was counted by the sum of the [`Ter::counts`] of all parts.
+    pub fn set_counts(&mut self, counts: &[f64]) {
+        if let [edits, reference_length] = *counts {
+            self.edits = edits as u64;
+            self.reference_length = reference_length;
+        }
+    }
+
     /// Edits for a hundred words of the references.
     pub fn score(&self) -> f64 {
         if self.reference_length > 0.0 {
@@ -90,12 +100,9 @@ impl Ter {
     /// The line that says how the score came about.
     pub fn signature(&self) -> String {
         let Settings { normalized, no_punctuation, case_sensitive } = self.settings;
-        let references = match self.references {
-            Some(0) => "var".to_owned(),
-            count => count.unwrap_or(1).to_string(),
-        };
         format!(
-            "nrefs:{references}|case:{}|tok:tercom|norm:{}|punct:{}|asian:no|version:{MATCHED_VERSION}",
+            "nrefs:{}|case:{}|tok:tercom|norm:{}|punct:{}|asian:no|version:{MATCHED_VERSION}",
+            self.references,
             if case_sensitive { "mixed" } else { "lc" },
             yes(normalized),
             yes(!no_punctuation),

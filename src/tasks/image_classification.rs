@@ -1,38 +1,17 @@
 //! One label for each image: cross-entropy, accuracy, and per-class scores.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Kind, Tensor};
 
 use super::classification::{ClassificationEvaluator, Judged, METRICS};
+use super::criterion::{ClassificationCriterion, ClassificationLoss};
 use super::multi_label::{self, MultiLabelEvaluator};
 use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
-use crate::bail_input;
 use crate::data::images::{ImageBatch, Normalisation};
 use crate::models::image::{ImageModel, WeightedScores};
 use crate::models::{Parameters, Role};
 use crate::training::fine_tuning::is_of;
-
-/// How the loss differs from plain cross-entropy in training.
-#[derive(Clone, Debug, Default)]
-pub struct ClassificationLoss {
-    /// `CrossEntropyLoss(label_smoothing=…)`.
-    pub label_smoothing: f64,
-    /// `CrossEntropyLoss(weight=…)`: one factor for each class.
-    pub class_weights: Option<Vec<f64>>,
-    /// Exponent of the focal loss's factor (1 − p)^γ on what is already right with probability p: Lin et al., "Focal loss for dense object
-    /// detection", 2017. 0 for the plain loss.
-    pub focal_gamma: f64,
-    /// Whether an image may have several labels: one binary cross-entropy for each, and their mean.
-    pub multi_label: bool,
-}
-
-/// Losses times (1 − p)^γ, where p = exp(−plain loss) is the probability of what is right.
-fn focal(losses: &Tensor, plain: &Tensor, gamma: f64) -> Result<Tensor> {
-    let wrong = plain.f_neg()?.f_exp()?.f_neg()?.f_add_scalar(1.0)?;
-    // Rounding must not make the base of a power negative.
-    Ok(wrong.f_clamp_min(0.0)?.f_pow_tensor_scalar(gamma)?.f_mul(losses)?)
-}
 
 /// The samples that an evaluation lists, in words.
 pub fn listed(details: &Value, classes: &[String], multi_label: bool) -> Result<Vec<PredictedSample>> {
@@ -51,13 +30,9 @@ pub struct ImageClassification {
     model: Box<dyn ImageModel>,
     normalisation: Normalisation,
     classes: Vec<String>,
-    label_smoothing: f64,
-    focal_gamma: f64,
-    multi_label: bool,
+    criterion: ClassificationCriterion,
     /// What logits are divided by in evaluation.
     temperature: f64,
-    /// The class weights where the labels are weighed (CPU) and where the loss is computed.
-    class_weights: Option<(Tensor, Tensor)>,
     channels_last: bool,
 }
 
@@ -75,20 +50,7 @@ impl ImageClassification {
         channels_last: bool,
     ) -> Result<Self> {
         let device = parameters.device();
-        let class_weights = match &loss.class_weights {
-            Some(weights) if weights.len() != classes.len() => {
-                bail_input!(
-                    "training.class_weights has {} values for {} classes",
-                    weights.len(),
-                    classes.len()
-                )
-            }
-            Some(weights) => {
-                let weights = Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?;
-                Some((weights.shallow_clone(), weights.f_to_device(device)?))
-            }
-            None => None,
-        };
+        let criterion = ClassificationCriterion::new(loss, classes.len(), device)?;
         if channels_last {
             parameters.to_channels_last()?;
         }
@@ -101,14 +63,11 @@ impl ImageClassification {
         Ok(Self {
             backbone,
             normalisation: normalisation.to_device(device)?,
-            label_smoothing: loss.label_smoothing,
-            focal_gamma: loss.focal_gamma,
-            multi_label: loss.multi_label,
+            criterion,
             temperature: 1.0,
             parameters,
             model,
             classes,
-            class_weights,
             channels_last,
         })
     }
@@ -120,7 +79,7 @@ impl ImageClassification {
 
     /// Whether an image may have several labels.
     pub fn is_multi_label(&self) -> bool {
-        self.multi_label
+        self.criterion.is_multi_label()
     }
 
     /// Divides logits by this from now on, in evaluation only: what [`super::calibration::fit_temperature`] found.
@@ -130,47 +89,7 @@ impl ImageClassification {
 
     /// The probabilities that logits stand for, float32: of one class out of all, or of each label on its own.
     pub fn probabilities(&self, logits: &Tensor) -> Result<Tensor> {
-        let logits = logits.f_to_kind(Kind::Float)?.f_div_scalar(self.temperature)?;
-        Ok(if self.multi_label { logits.f_sigmoid()? } else { logits.f_softmax(-1, Kind::Float)? })
-    }
-
-    /// The summed loss of a batch. Computed in float32 under autocast too, as in PyTorch.
-    fn loss_sum(&self, logits: &Tensor, labels: &Tensor, mode: Mode) -> Result<Tensor> {
-        let logits = logits.f_to_kind(Kind::Float)?;
-        let (weights, smoothing, gamma) = match mode {
-            Mode::Train => {
-                let weights = self.class_weights.as_ref().map(|(_, weights)| weights);
-                (weights, self.label_smoothing, self.focal_gamma)
-            }
-            Mode::Evaluate => (None, 0.0, 0.0),
-        };
-        if self.multi_label {
-            let none = None::<&Tensor>;
-            let losses = logits.f_binary_cross_entropy_with_logits(labels, none, none, Reduction::None)?;
-            let losses = if gamma > 0.0 { focal(&losses, &losses, gamma)? } else { losses };
-            // [batch, labels] to the sum over the batch of the mean over labels
-            return Ok(losses.f_mean_dim(-1i64, false, Kind::Float)?.f_sum(Kind::Float)?);
-        }
-        if gamma > 0.0 {
-            let plain = logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::None, -100, 0.0)?;
-            let weighted = match weights {
-                Some(weights) => plain.f_mul(&weights.f_index_select(0, labels)?)?,
-                None => plain.shallow_clone(),
-            };
-            return Ok(focal(&weighted, &plain, gamma)?.f_sum(Kind::Float)?);
-        }
-        logits
-            .f_cross_entropy_loss(labels, weights, Reduction::Sum, -100, smoothing)
-            .context("computing the cross-entropy")
-    }
-
-    /// How many samples are wholly right: a scalar on the device.
-    fn right(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        let right = match self.multi_label {
-            true => logits.f_ge(0.0)?.f_eq_tensor(&labels.f_gt(0.5)?)?.f_all_dim(-1, false)?,
-            false => logits.f_argmax(-1, false)?.f_eq_tensor(labels)?,
-        };
-        Ok(right.f_sum(Kind::Float)?)
+        self.criterion.probabilities(&logits.f_to_kind(Kind::Float)?.f_div_scalar(self.temperature)?)
     }
 
     /// Normalised images, `[batch, channels, height, width]` floats, to logits `[batch, classes]`.
@@ -227,16 +146,11 @@ impl Task for ImageClassification {
     }
 
     fn metrics(&self) -> &'static [&'static str] {
-        if self.multi_label { multi_label::METRICS } else { METRICS }
+        if self.criterion.is_multi_label() { multi_label::METRICS } else { METRICS }
     }
 
     fn weight(&self, batch: &ImageBatch, mode: Mode) -> Result<f64> {
-        match &self.class_weights {
-            Some((weights, _)) if mode == Mode::Train => {
-                Ok(weights.f_index_select(0, &batch.labels)?.f_sum(Kind::Double)?.f_double_value(&[])?)
-            }
-            _ => Ok(batch.labels.size()[0] as f64),
-        }
+        self.criterion.weight(&batch.labels, mode)
     }
 
     fn step(&mut self, batch: &ImageBatch, mode: Mode) -> Result<StepOutput> {
@@ -246,12 +160,12 @@ impl Task for ImageClassification {
         } else {
             logits
         };
-        let mut loss_sum = self.loss_sum(&logits, &batch.labels, mode)?;
+        let mut loss_sum = self.criterion.loss_sum(&logits, &batch.labels, mode)?;
         for WeightedScores { scores, weight } in &auxiliary {
-            let auxiliary = self.loss_sum(scores, &batch.labels, mode)?.f_mul_scalar(*weight)?;
+            let auxiliary = self.criterion.loss_sum(scores, &batch.labels, mode)?.f_mul_scalar(*weight)?;
             loss_sum = loss_sum.f_add(&auxiliary)?;
         }
-        let right = self.right(&logits.detach(), &batch.labels)?;
+        let right = self.criterion.right(&logits.detach(), &batch.labels)?;
         let outcome = (mode == Mode::Evaluate)
             .then(|| Outcome { prediction: logits.detach(), target: batch.labels.shallow_clone() });
         let sums = vec![Sum { name: "accuracy", total: right, weight: batch.labels.size()[0] as f64 }];
@@ -260,13 +174,13 @@ impl Task for ImageClassification {
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator>> {
         let classes = self.classes.clone();
-        Some(match self.multi_label {
+        Some(match self.criterion.is_multi_label() {
             true => Box::new(MultiLabelEvaluator::new(classes)),
             false => Box::new(ClassificationEvaluator::new(classes)),
         })
     }
 
     fn examples(&self, evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
-        listed(&evaluation.details["examples"], &self.classes, self.multi_label)
+        listed(&evaluation.details["examples"], &self.classes, self.criterion.is_multi_label())
     }
 }

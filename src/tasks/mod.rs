@@ -3,15 +3,24 @@
 pub mod calibration;
 pub mod classification;
 pub mod correlation;
+pub mod criterion;
 pub mod entities;
+pub mod forecasting;
 pub mod image_classification;
+pub mod language_model;
+pub mod language_modelling;
 pub mod masked_lm;
 pub mod multi_label;
 pub mod question_answering;
 pub mod sentence_embedding;
+pub mod sequence_classification;
+pub mod sequences;
 pub mod table_prediction;
 pub mod text_classification;
 pub mod token_classification;
+pub mod translation;
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -81,6 +90,9 @@ pub trait Task {
         None
     }
 
+    /// Adds metrics that follow from the means of an evaluation, as perplexity does from the loss.
+    fn derive(&self, _metrics: &mut BTreeMap<String, f64>) {}
+
     /// Some samples, from all over the data set, of an evaluation by this task's [`Evaluator`] with what they were taken for.
     fn examples(&self, _evaluation: &Evaluation) -> Result<Vec<PredictedSample>> {
         Ok(Vec::new())
@@ -99,6 +111,13 @@ pub trait Task {
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Adds `perplexity`, the exponential of a loss that is a mean over tokens.
+pub fn derive_perplexity(metrics: &mut BTreeMap<String, f64>) {
+    if let Some(loss) = metrics.get("loss") {
+        metrics.insert("perplexity".to_owned(), loss.exp());
     }
 }
 
@@ -131,7 +150,7 @@ pub trait Evaluator {
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
     /// Metrics by name.
-    pub metrics: std::collections::BTreeMap<String, f64>,
+    pub metrics: BTreeMap<String, f64>,
     /// Tables and counts of the task's own kind (`classes`, `confusion` for classification), as JSON.
     pub details: Value,
 }

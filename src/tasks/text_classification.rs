@@ -5,7 +5,8 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::classification::{self, ClassificationEvaluator};
 use super::correlation::CorrelationEvaluator;
-use super::image_classification::{ClassificationLoss, listed};
+use super::criterion::ClassificationLoss;
+use super::image_classification::listed;
 use super::multi_label::{self, MultiLabelEvaluator};
 use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
 use crate::bail_input;

@@ -95,5 +95,6 @@ where
     };
     let means: BTreeMap<String, f64> = totals.means()?;
     evaluation.metrics.extend(means);
+    task.derive(&mut evaluation.metrics);
     Ok(Some(evaluation))
 }

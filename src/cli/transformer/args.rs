@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::TaskName;
 use crate::cli::TrainArgs;
 
 /// Arguments of `train`.
@@ -13,9 +12,6 @@ use crate::cli::TrainArgs;
 pub struct TransformerTrainArgs {
     #[command(flatten)]
     pub train: TrainArgs,
-    /// What to train for [default: the recipe's, classify]
-    #[arg(long, value_enum)]
-    pub task: Option<TaskName>,
     #[command(flatten)]
     pub text: TextArgs,
     #[command(flatten)]
@@ -96,7 +92,6 @@ impl TransformerTrainArgs {
         let mut put = |key: &'static str, value: Option<Value>| list.extend(value.map(|value| (key, value)));
         let (text, tuning) = (&self.text, &self.tuning);
         let is_set = |set: bool| set.then_some(json!(true));
-        put("model.task", self.task.map(|task| json!(task)));
         put("data.validation", text.validation.as_ref().map(|path| json!(path)));
         put("data.test", text.test.as_ref().map(|path| json!(path)));
         put("data.text", text.text_column.as_ref().map(|name| json!(name)));

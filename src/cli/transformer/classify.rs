@@ -14,7 +14,7 @@ use crate::models::encoders::{EncoderModel, HeadKind};
 use crate::reporting::{ConfusionMatrix, Log, Report};
 use crate::tasks::Evaluation;
 use crate::tasks::classification::ClassScores;
-use crate::tasks::image_classification::ClassificationLoss;
+use crate::tasks::criterion::ClassificationLoss;
 use crate::tasks::text_classification::TextClassification;
 use crate::training::config::{BalancedRule, ClassWeights};
 use crate::{bail_input, data};

@@ -281,7 +281,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
         data.train.tokenizer.save(&run.join("tokenizer.json"))
     }
 
-    fn find_kept(recipe: &mut FamilyRecipe<Self>, run: &Path) {
+    fn attach(recipe: &mut FamilyRecipe<Self>, run: &Path) {
         if run.join("tokenizer.json").is_file() {
             recipe.data.tokenizer = Some(tokenizer_at(run.join("tokenizer.json")));
         }

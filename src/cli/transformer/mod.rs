@@ -1,4 +1,4 @@
-//! The family `transformer`: encoders of the BERT kind.
+//! The family `transformer`: encoders of the BERT kind, translation, decoder language models.
 //!
 //! Each task (`--task`) is a [`Family`](super::Family) of its own with its own file; `model.task` of a recipe says which. A verb first finds the task, then runs
 //! the shared verb, or the task's own, with that family. A further task is a file with its family, a variant of [`TaskName`] and a line in
@@ -11,20 +11,26 @@ mod explain;
 mod export;
 mod family;
 mod fill;
+mod generate;
+mod language;
 mod mlm;
 mod predict;
 mod pretrained;
 mod qa;
 mod tokens;
 mod train;
+mod translate;
+mod translation;
 mod vectors;
 
 pub use classify::Classify;
 pub use embed::Embed;
 pub use family::{EncoderRecipe, EncoderSection, EncoderTask, Encoders};
+pub use language::LanguageModelling;
 pub use mlm::Mlm;
 pub use qa::Qa;
 pub use tokens::Tokens;
+pub use translation::Translating;
 
 use std::path::Path;
 
@@ -34,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use super::args::{CompareArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, RecipesArgs};
 use super::tokenizer::TokenizerVerb;
+use crate::bail_input;
 use crate::recipe::{self, Preset};
 use crate::training::run::read_recipe;
 use pretrained::Pretrained;
@@ -41,7 +48,8 @@ use pretrained::Pretrained;
 /// The binary's name.
 pub const NAME: &str = "transformer";
 /// One line for `--help`.
-pub const ABOUT: &str = "Pretrain, fine-tune, run, explain and export text encoders";
+pub const ABOUT: &str =
+    "Train, fine-tune, run, explain and export transformers: text encoders, translation, language models";
 
 macro_rules! presets {
     ($($name:literal),* $(,)?) => {
@@ -58,6 +66,11 @@ pub const PRESETS: &[Preset] = presets![
     "ner-finetune",
     "squad-finetune",
     "embed-pairs",
+    "multi30k-en-de",
+    "seq2seq-finetune",
+    "gpt-shakespeare-mini",
+    "gpt-tinyshakespeare",
+    "lm-finetune",
 ];
 
 /// What a transformer is for.
@@ -74,9 +87,30 @@ pub enum TaskName {
     Mlm,
     /// One vector for each text.
     Embed,
+    /// A text in another language.
+    Translate,
+    /// A text made of a text: a summary, an answer.
+    Seq2seq,
+    /// A text that goes on: decoder language models.
+    Lm,
 }
 
 impl TaskName {
+    /// By its name.
+    ///
+    /// # Errors
+    /// There is no such task; the nearest is offered.
+    pub fn parse(name: &str) -> Result<Self> {
+        let all = Self::value_variants();
+        match all.iter().find(|task| task.name() == name) {
+            Some(task) => Ok(*task),
+            None => bail_input!(
+                "--task: there is no task `{name}`{}",
+                recipe::nearest_hint(name, all.iter().map(|task| task.name()))
+            ),
+        }
+    }
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
@@ -85,6 +119,9 @@ impl TaskName {
             Self::Qa => "qa",
             Self::Mlm => "mlm",
             Self::Embed => "embed",
+            Self::Translate => "translate",
+            Self::Seq2seq => "seq2seq",
+            Self::Lm => "lm",
         }
     }
 }
@@ -98,6 +135,8 @@ macro_rules! with_family {
             TaskName::Qa => $module::$function::<Encoders<Qa>>($($argument),*),
             TaskName::Mlm => $module::$function::<Encoders<Mlm>>($($argument),*),
             TaskName::Embed => $module::$function::<Encoders<Embed>>($($argument),*),
+            TaskName::Translate | TaskName::Seq2seq => $module::$function::<Translating>($($argument),*),
+            TaskName::Lm => $module::$function::<LanguageModelling>($($argument),*),
         }
     };
 }
@@ -121,6 +160,12 @@ pub enum TransformerVerb {
     Similar(Box<vectors::SimilarArgs>),
     /// Words for [MASK]
     Fill(Box<fill::FillArgs>),
+    /// Texts in another language, line for line
+    Translate(Box<translate::TranslateArgs>),
+    /// A language model goes on with a text
+    Generate(Box<generate::GenerateArgs>),
+    /// How likely a language model finds a text
+    Score(Box<generate::ScoreArgs>),
     /// Which tokens a prediction rests on: integrated gradients and attention
     Explain(Box<explain::ExplainArgs>),
     /// Write files that Python loads
@@ -151,6 +196,9 @@ pub fn run(verb: TransformerVerb) -> Result<()> {
         TransformerVerb::Embed(arguments) => vectors::embed(&arguments),
         TransformerVerb::Similar(arguments) => vectors::similar(&arguments),
         TransformerVerb::Fill(arguments) => fill::run(&arguments),
+        TransformerVerb::Translate(arguments) => translate::run(&arguments),
+        TransformerVerb::Generate(arguments) => generate::generate(&arguments),
+        TransformerVerb::Score(arguments) => generate::score(&arguments),
         TransformerVerb::Explain(arguments) => explain::run(&arguments),
         TransformerVerb::Export(arguments) => {
             let task = task_of(arguments.run.run.as_deref())?;

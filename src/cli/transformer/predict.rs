@@ -135,6 +135,10 @@ pub fn run(arguments: &TextPredictArgs) -> Result<()> {
         TaskName::Qa => answer(arguments)?,
         TaskName::Mlm => bail_input!("the model guesses hidden words: use `fill`"),
         TaskName::Embed => bail_input!("the model makes embeddings: use `embed` or `similar`"),
+        TaskName::Translate | TaskName::Seq2seq => {
+            bail_input!("the model makes texts of texts: use `translate`")
+        }
+        TaskName::Lm => bail_input!("the model goes on with texts: use `generate` or `score`"),
     };
     match arguments.format {
         PredictFormat::Jsonl => {

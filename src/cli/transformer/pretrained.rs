@@ -131,6 +131,10 @@ impl Pretrained {
             ("ForQuestionAnswering", TaskName::Qa),
             ("ForMaskedLM", TaskName::Mlm),
             ("ForPreTraining", TaskName::Mlm),
+            ("ForConditionalGeneration", TaskName::Translate),
+            ("MTModel", TaskName::Translate),
+            ("ForCausalLM", TaskName::Lm),
+            ("LMHeadModel", TaskName::Lm),
             ("Model", TaskName::Embed),
         ];
         match endings.iter().find(|(ending, _)| class.ends_with(ending)) {

@@ -3,7 +3,10 @@
 use anyhow::Result;
 
 use super::args::TransformerTrainArgs;
-use super::{Anyone, Classify, Embed, Encoders, Mlm, Qa, TaskName, Tokens, task_of, with_family};
+use super::{
+    Anyone, Classify, Embed, Encoders, LanguageModelling, Mlm, Qa, TaskName, Tokens, Translating, task_of,
+    with_family,
+};
 use crate::cli::family::Family;
 use crate::cli::train as shared;
 use crate::{bail_input, recipe};
@@ -11,7 +14,8 @@ use crate::{bail_input, recipe};
 /// Runs the verb.
 pub fn run(arguments: TransformerTrainArgs) -> Result<()> {
     let settings = arguments.settings();
-    let TransformerTrainArgs { mut train, task, .. } = arguments;
+    let TransformerTrainArgs { mut train, .. } = arguments;
+    let task = train.task.as_deref().map(TaskName::parse).transpose()?;
     let task = match (&train.resume, &train.recipe, task) {
         (Some(run), ..) => {
             let kept = task_of(Some(run))?;
@@ -50,5 +54,9 @@ fn usual_recipe(task: TaskName, pretrained: bool) -> &'static str {
         TaskName::Qa => "squad-finetune",
         TaskName::Mlm => "bert-mini-mlm",
         TaskName::Embed => "embed-pairs",
+        TaskName::Translate if !pretrained => "multi30k-en-de",
+        TaskName::Translate | TaskName::Seq2seq => "seq2seq-finetune",
+        TaskName::Lm if !pretrained => "gpt-tinyshakespeare",
+        TaskName::Lm => "lm-finetune",
     }
 }

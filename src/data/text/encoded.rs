@@ -52,6 +52,12 @@ impl Tokens {
         Ok(Self { range: 0..count as usize, storage: Arc::new(Storage::File { map, width: width as usize }) })
     }
 
+    /// These tokens, in memory.
+    pub fn of(ids: &[i64]) -> Self {
+        let tokens: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+        Self { range: 0..tokens.len(), storage: Arc::new(Storage::Four(tokens)) }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.range.len()
@@ -121,7 +127,7 @@ impl Tokens {
 
 /// Tokens that are being collected in memory.
 #[derive(Debug)]
-pub(super) enum TokenBuffer {
+pub enum TokenBuffer {
     Two(Vec<u16>),
     Four(Vec<u32>),
 }

@@ -285,7 +285,7 @@ fn plain(reader: Box<dyn Read + Send>, name: &str, columns: &[&str]) -> Result<V
 ///
 /// # Errors
 /// A line is no UTF-8.
-fn for_each_line(
+pub fn for_each_line(
     reader: Box<dyn Read + Send>,
     name: &str,
     mut take: impl FnMut(u64, &str) -> Result<()>,

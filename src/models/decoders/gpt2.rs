@@ -214,8 +214,3 @@ impl Decoder for Gpt2 {
         self.config.vocab_size
     }
 }
-
-/// Whether a file's tensor is a causal mask, which older files carry and which is computed here.
-pub fn is_leftover(name: &str) -> bool {
-    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
-}

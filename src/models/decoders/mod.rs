@@ -6,9 +6,73 @@
 pub mod gpt2;
 pub mod llama;
 
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::Scope;
 use super::cache::LayerCache;
+use gpt2::{Gpt2, Gpt2Config};
+use llama::{Llama, LlamaConfig};
+
+/// Every architecture by the name that `config.json` has for it.
+pub const MODEL_TYPES: [&str; 2] = ["gpt2", "llama"];
+
+/// What a model is made of, by `model_type`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "model_type", rename_all = "lowercase")]
+pub enum DecoderConfig {
+    /// GPT-2.
+    Gpt2(Gpt2Config),
+    /// LLaMA.
+    Llama(LlamaConfig),
+}
+
+impl DecoderConfig {
+    /// An architecture's configuration with its usual values.
+    pub fn usual(name: &str) -> Option<Self> {
+        match name {
+            "gpt2" => Some(Self::Gpt2(Gpt2Config::default())),
+            "llama" => Some(Self::Llama(LlamaConfig::default())),
+            _ => None,
+        }
+    }
+
+    /// Makes the model.
+    ///
+    /// # Errors
+    /// The configuration does not fit itself.
+    pub fn build(&self, scope: &Scope) -> Result<Box<dyn Decoder>> {
+        Ok(match self.clone() {
+            Self::Gpt2(config) => Box::new(Gpt2::new(scope, config)?),
+            Self::Llama(config) => Box::new(Llama::new(scope, config)?),
+        })
+    }
+
+    /// Rows of the embedding.
+    pub fn vocabulary(&self) -> i64 {
+        match self {
+            Self::Gpt2(config) => config.vocab_size,
+            Self::Llama(config) => config.vocab_size,
+        }
+    }
+
+    /// Changes the rows of the embedding, for a tokenizer of one's own.
+    pub fn set_vocabulary(&mut self, tokens: i64) {
+        match self {
+            Self::Gpt2(config) => config.vocab_size = tokens,
+            Self::Llama(config) => config.vocab_size = tokens,
+        }
+    }
+
+    /// The longest text, in tokens.
+    pub fn context(&self) -> i64 {
+        match self {
+            Self::Gpt2(config) => config.n_positions,
+            Self::Llama(config) => config.max_position_embeddings,
+        }
+    }
+}
 
 /// A language model.
 pub trait Decoder {

@@ -9,9 +9,88 @@ pub mod positions;
 pub mod t5;
 pub mod transformer;
 
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::Scope;
 use super::cache::LayerCache;
+use marian::{Marian, MarianConfig};
+use t5::{T5, T5Config};
+use transformer::{Transformer, TransformerConfig};
+
+/// Every architecture by the name that `config.json` has for it.
+pub const MODEL_TYPES: [&str; 3] = ["transformer", "marian", "t5"];
+
+/// What a model is made of, by `model_type`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "model_type", rename_all = "lowercase")]
+pub enum EncoderDecoderConfig {
+    /// `torch.nn.Transformer`.
+    Transformer(TransformerConfig),
+    /// Marian.
+    Marian(MarianConfig),
+    /// T5.
+    T5(T5Config),
+}
+
+impl EncoderDecoderConfig {
+    /// An architecture's configuration with its usual values.
+    pub fn usual(name: &str) -> Option<Self> {
+        match name {
+            "transformer" => Some(Self::Transformer(TransformerConfig::default())),
+            "marian" => Some(Self::Marian(MarianConfig::default())),
+            "t5" => Some(Self::T5(T5Config::default())),
+            _ => None,
+        }
+    }
+
+    /// Makes the model.
+    ///
+    /// # Errors
+    /// The configuration does not fit itself.
+    pub fn build(&self, scope: &Scope) -> Result<Box<dyn EncoderDecoder>> {
+        Ok(match self.clone() {
+            Self::Transformer(config) => Box::new(Transformer::new(scope, config)?),
+            Self::Marian(config) => Box::new(Marian::new(scope, config)?),
+            Self::T5(config) => Box::new(T5::new(scope, config)?),
+        })
+    }
+
+    /// Rows of the embeddings of source and target.
+    pub fn vocabularies(&self) -> [i64; 2] {
+        match self {
+            Self::Transformer(config) => [config.source_vocabulary, config.target_vocabulary],
+            Self::Marian(config) => {
+                [config.vocab_size, config.decoder_vocab_size.unwrap_or(config.vocab_size)]
+            }
+            Self::T5(config) => [config.vocab_size; 2],
+        }
+    }
+
+    /// The longest source or target in tokens, where there is a limit.
+    pub fn longest(&self) -> Option<i64> {
+        match self {
+            Self::Transformer(config) => Some(config.max_length),
+            Self::Marian(config) => Some(config.max_position_embeddings),
+            // Distances have no end.
+            Self::T5(_) => None,
+        }
+    }
+
+    /// Padding, what targets begin with and what texts end with, where the configuration says so; else the tokenizer does.
+    pub fn marks(&self) -> Option<[i64; 3]> {
+        match self {
+            Self::Transformer(_) => None,
+            Self::Marian(config) => {
+                Some([config.pad_token_id, config.decoder_start_token_id, config.eos_token_id])
+            }
+            Self::T5(config) => {
+                Some([config.pad_token_id, config.decoder_start_token_id, config.eos_token_id])
+            }
+        }
+    }
+}
 
 /// A model that reads a source and writes a target.
 pub trait EncoderDecoder {

@@ -39,7 +39,7 @@ pub enum Positions {
 }
 
 /// `torch.nn.Transformer`'s arguments, and what is around it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransformerConfig {
     /// Source tokens; from the tokenizer.
