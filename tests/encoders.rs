@@ -6,9 +6,10 @@ use tch::{Device, Kind, Tensor};
 use tch_suite::models::Parameters;
 use tch_suite::models::encoders::{EncoderConfig, EncoderInputs, EncoderModel, HeadKind};
 use tch_suite::native::random::manual_seed;
+use tch_suite::native::trace::{Entry, trace_module};
 use tch_suite::weights;
 
-use crate::support::{assert_close, data, exclusive_generator, fixture, formula, numbers};
+use crate::support::{Scratch, assert_close, data, exclusive_generator, fixture, formula, numbers};
 
 /// Made by `scripts/references/encoder_models.py`.
 fn reference() -> Value {
@@ -131,6 +132,47 @@ fn layers_that_are_computed_again_learn_the_same_with_dropout() -> Result<()> {
     };
     for (kept, again) in gradients(false)?.iter().zip(gradients(true)?) {
         assert_eq!(kept, &again);
+    }
+    Ok(())
+}
+
+#[test]
+fn traced_models_take_other_batches_and_lengths() -> Result<()> {
+    let folder = Scratch::new();
+    let reference = reference();
+    for (name, case) in reference["models"].as_object().unwrap() {
+        for head in [HeadKind::None, HeadKind::Sequence(3), HeadKind::MaskedLm] {
+            let parameters = Parameters::undrawn(Device::Cpu);
+            let model = EncoderModel::new(&parameters.root(), &config(case), head, false)?;
+            formula::fill(&parameters)?;
+            let entries = parameters.entries();
+            let named: Vec<Entry<'_>> = entries
+                .iter()
+                .map(|entry| Entry { name: &entry.name, tensor: &entry.tensor, is_buffer: false })
+                .collect();
+            let path = folder.join(format!("{name}-{head:?}.pt"));
+            let forward = |inputs: &[Tensor]| {
+                let segments = inputs.get(2);
+                model.forward(&EncoderInputs { ids: &inputs[0], mask: Some(&inputs[1]), segments }, false)
+            };
+            // Traced with two rows of six, run with three of nine.
+            let given = Given::of(case);
+            let mut whole = vec![("input_ids", &given.ids), ("attention_mask", &given.mask)];
+            whole.extend(given.segments.as_ref().map(|segments| ("token_type_ids", segments)));
+            let short: Vec<(&str, Tensor)> =
+                whole.iter().map(|(name, tensor)| (*name, tensor.narrow(0, 0, 2).narrow(1, 0, 6))).collect();
+            let inputs: Vec<(&str, &Tensor)> = short.iter().map(|(name, tensor)| (*name, tensor)).collect();
+            trace_module("Encoder", &named, &inputs, &path, &mut |inputs| Ok(vec![forward(inputs)]))?;
+            let module = tch::CModule::load(&path)?;
+            let whole: Vec<Tensor> = whole.into_iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+            let expected = numbers(&forward(&whole));
+            assert_close(
+                &numbers(&module.forward_ts(&whole)?),
+                &expected,
+                1e-5,
+                &format!("{name}, {head:?}"),
+            );
+        }
     }
     Ok(())
 }

@@ -78,7 +78,7 @@ impl Place {
             }},
             "data": {"tokenizer": {"kind": "word-piece", "vocab_size": 200, "lowercase": true}},
             "training": {
-                "epochs": 6, "batch_size": 8, "eval_batch_size": 16, "log_every": 1, "threads": 1,
+                "epochs": 12, "batch_size": 8, "eval_batch_size": 16, "log_every": 1, "threads": 1,
                 "optimizer": {"name": "adamw", "lr": 0.005, "weight_decay": 0.01},
                 "decay_bias_and_norm": false, "schedule": {"name": "linear"}, "warmup": 0.1, "clip_norm": 1.0,
             },
@@ -208,7 +208,7 @@ fn several_labels_and_values() {
         );
     }
     let several = place.write("several.jsonl", rows);
-    let recipe = place.recipe("classify", json!({"training": {"epochs": 12}}));
+    let recipe = place.recipe("classify", json!({"training": {"epochs": 24}}));
     let run = place.train(
         "several",
         &["--recipe", &recipe, "--data", &several, "--multi-label", "--metric", "micro_f1"],
@@ -314,8 +314,8 @@ fn hidden_words_are_learned_and_filled_in() {
     let place = Place::new();
     let text: String = sentences(200, 7).into_iter().map(|(text, _)| text + "\n").collect();
     let data = place.write("text.txt", text);
-    let recipe = place.recipe("mlm", json!({"data": {"max_length": 24}, "training": {"epochs": 12}}));
-    let run = place.train("mlm", &["--recipe", &recipe, "--data", &data, "--whole-words"]);
+    let recipe = place.recipe("mlm", json!({"data": {"max_length": 24}, "training": {"epochs": 24}}));
+    let run = place.train("mlm", &["--recipe", &recipe, "--data", &data, "--whole-words", "--line-by-line"]);
     let losses: Vec<f64> = metrics(&place.path("mlm"))
         .iter()
         .filter(|one| one["split"] == "validation")
@@ -549,7 +549,7 @@ fn what_is_wrong_is_one_sentence() {
     place.write("unknown/train.tsv", "sentence\tlabel\na\tx\nb\ty\nc\tx\n");
     place.write("unknown/dev.tsv", "sentence\tlabel\na\tz\n");
     refused(&["--data", &place.text("unknown")], &["dev.tsv, line 2", "`z` is none of the 2 classes"]);
-    refused(&["--data", &data, "--max-length", "60"], &["data.max_length is 60", "positions for 48 tokens"]);
+    refused(&["--data", &data, "--max-length", "2"], &["data.max_length is 2", "at least 3"]);
     let long = "iron ".repeat(80);
     place.write("long/train.tsv", format!("sentence\tlabel\n{long}\tx\nb\ty\nc\tx\n"));
     refused(&["--data", &place.text("long"), "--strict"], &["train.tsv, line 2", "82 tokens", "--strict"]);
@@ -575,8 +575,6 @@ fn what_is_wrong_is_one_sentence() {
 
     let model = place.text("model");
     let with = |config: &str| place.write("model/config.json", config);
-    with(r#"{"model_type": "xlnet"}"#);
-    refused(&["--data", &data, "--init-from", &model], &["architecture `xlnet`", "not among those here"]);
     let fine = r#"{"model_type": "bert", "vocab_size": 4, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}"#;
     with(fine);
     let pretrained = |words: &[&str]| {
@@ -585,6 +583,10 @@ fn what_is_wrong_is_one_sentence() {
         assert_refused(&finished, 2, words);
     };
     pretrained(&["model holds no tokenizer"]);
+    with(r#"{"model_type": "xlnet"}"#);
+    place.write("model/vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n");
+    pretrained(&["architecture `xlnet`", "not among those here"]);
+    with(fine);
     place.write("model/vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\niron\n");
     pretrained(&["the tokenizer has 6 tokens", "word table only 4"]);
     with(
@@ -600,6 +602,26 @@ fn what_is_wrong_is_one_sentence() {
         2,
         &["no run folder"],
     );
+}
+
+#[test]
+fn a_repository_in_the_cache_stands_for_its_folder() {
+    let place = Place::new();
+    let run_folder = place.classifier("run", &["--epochs", "1"]);
+    let snapshot = "hub/models--some--classifier/snapshots/0123";
+    std::fs::create_dir_all(place.path(snapshot).parent().unwrap()).unwrap();
+    stdout(&["export", &run_folder, "--format", "hf", "--out", &place.text(snapshot)]);
+    place.write("hub/models--some--classifier/refs/main", "0123");
+    let asked = ["predict", "hf:some/classifier", "--text", "iron", "--format", "jsonl"];
+    let cache = place.text("hub");
+    let finished = run(transformer(asked).env("HF_HUB_CACHE", &cache).env("HF_HUB_OFFLINE", "1"));
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let expected = stdout(&["predict", &run_folder, "--text", "iron", "--format", "jsonl"]);
+    assert_eq!(finished.stdout, expected);
+    let finished = run(transformer(["predict", "hf:some/other", "--text", "a"])
+        .env("HF_HUB_CACHE", &cache)
+        .env("HF_HUB_OFFLINE", "1"));
+    assert_refused(&finished, 2, &["hf:some/other", "HF_HUB_OFFLINE"]);
 }
 
 #[test]

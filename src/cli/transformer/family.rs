@@ -483,16 +483,10 @@ fn complete_model(
     Ok(())
 }
 
-/// Decides the longest sequence.
+/// Decides the longest sequence: no model reads more than it has positions for.
 fn complete_length(recipe: &mut EncoderRecipe) -> Result<()> {
     let longest = recipe.model.config()?.longest_text();
-    match recipe.data.max_length {
-        Some(length) if length > longest => bail_input!(
-            "data.max_length is {length}, but the model has positions for {longest} tokens: take less"
-        ),
-        Some(_) => {}
-        None => recipe.data.max_length = Some(longest.min(USUAL_LENGTH)),
-    }
+    recipe.data.max_length = Some(recipe.data.max_length.unwrap_or(USUAL_LENGTH).min(longest));
     Ok(())
 }
 

@@ -49,8 +49,7 @@ impl TextFiles {
                         // `train-v1.1.json`, `eng.train`
                         let stem_fits =
                             |wanted: &&str| stem == *wanted || stem.starts_with(&format!("{wanted}-v"));
-                        stems.iter().any(|wanted| stem_fits(&wanted))
-                            && (ending.is_empty() || endings.contains(&ending))
+                        stems.iter().any(stem_fits) && (ending.is_empty() || endings.contains(&ending))
                     };
                     listed.iter().find(fits).cloned()
                 };

@@ -2,6 +2,7 @@
 //!
 //! A context longer than a sequence becomes several windows that overlap, each with the question before it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::TokenBatch;
 use super::classified::buckets;
 use crate::data::fingerprint::Fingerprint;
 use crate::data::order::Sampler;
-use crate::data::text::TextTokenizer;
+use crate::data::text::{EncodeOptions, TextInput, TextTokenizer};
 use crate::data::{Batch, Batching, Dataset, Draw};
 use crate::{bad_input, bail_input, files, recipe};
 
@@ -124,41 +125,65 @@ pub struct Passage {
 }
 
 /// Cuts the contexts of questions into windows.
+///
+/// # Errors
+/// A question that leaves no room for its context, or a text that the tokenizer cannot encode.
 pub fn passages(
     tokenizer: &TextTokenizer,
     questions: &[Question],
     max_length: i64,
     stride: i64,
 ) -> Result<Vec<Passage>> {
-    let mut passages = Vec::new();
-    for (number, question) in questions.iter().enumerate() {
-        let asked = question.question.trim_start();
-        let length = tokenizer.encode(asked)?.len() as i64;
+    let asked: Vec<TextInput<'_>> =
+        questions.iter().map(|question| TextInput::single(question.question.trim_start())).collect();
+    let lengths = tokenizer.encode_all(&asked, EncodeOptions::default())?.lengths();
+    let mut by_stride: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    for (number, (question, &length)) in questions.iter().zip(lengths.iter()).enumerate() {
         // Special tokens, and room for the window to move on.
-        let room = max_length - length - 4;
+        let room = max_length - i64::from(length) - 4;
         if room < 1 {
             bail_input!(
                 "question {} has {length} tokens, which leaves no room for its context in {max_length}: raise data.max_length",
                 question.id
             );
         }
+        // Nearly always the one that was asked for.
+        by_stride.entry(stride.min(room - 1)).or_default().push(number);
+    }
+    let mut windows: Vec<Vec<Passage>> = vec![Vec::new(); questions.len()];
+    for (stride, numbers) in by_stride {
         let mut inner = tokenizer.inner().clone();
         let truncation = TruncationParams {
             max_length: usize::try_from(max_length).unwrap_or(0),
             strategy: TruncationStrategy::OnlySecond,
-            stride: usize::try_from(stride.min(room - 1)).unwrap_or(0),
+            stride: usize::try_from(stride).unwrap_or(0),
             direction: TruncationDirection::Right,
         };
         inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("cutting contexts: {error}"))?;
-        let input = EncodeInput::Dual(asked.into(), (&*question.context).into());
-        let first = inner.encode(input, true).map_err(|error| {
-            bad_input!("question {}: the tokenizer cannot encode it: {error}", question.id)
-        })?;
-        let windows = std::iter::once(&first).chain(first.get_overflowing());
-        passages.extend(windows.map(|window| passage(number, question, window)));
+        for block in numbers.chunks(QUESTIONS_AT_A_TIME) {
+            let inputs: Vec<EncodeInput<'_>> = block
+                .iter()
+                .map(|&number| {
+                    EncodeInput::Dual(asked[number].first.into(), (&*questions[number].context).into())
+                })
+                .collect();
+            let encodings = inner.encode_batch(inputs, true).map_err(|error| {
+                bad_input!(
+                    "question {} or one behind it: the tokenizer cannot encode it: {error}",
+                    questions[block[0]].id
+                )
+            })?;
+            for (&number, first) in block.iter().zip(&encodings) {
+                let all = std::iter::once(first).chain(first.get_overflowing());
+                windows[number] = all.map(|window| passage(number, &questions[number], window)).collect();
+            }
+        }
     }
-    Ok(passages)
+    Ok(windows.into_iter().flatten().collect())
 }
+
+/// Questions that are encoded at a time, on all cores.
+const QUESTIONS_AT_A_TIME: usize = 1024;
 
 fn passage(number: usize, question: &Question, window: &tokenizers::Encoding) -> Passage {
     let sequences = window.get_sequence_ids();

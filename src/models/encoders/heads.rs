@@ -88,11 +88,11 @@ impl EncoderModel {
             _ => scope.child(kind.name()),
         };
         let encoder = Encoder::new(&inside, config, recompute)?;
-        let has_pooler = match (kind, head_kind) {
-            (EncoderKind::Bert, HeadKind::None | HeadKind::Sequence(_)) => true,
-            (EncoderKind::Roberta, HeadKind::None) => true,
-            _ => false,
-        };
+        let has_pooler = matches!(
+            (kind, head_kind),
+            (EncoderKind::Bert, HeadKind::None | HeadKind::Sequence(_))
+                | (EncoderKind::Roberta, HeadKind::None)
+        );
         let pooler = has_pooler
             .then(|| Linear::new(&inside.child("pooler").child("dense"), width, width))
             .transpose()?;
