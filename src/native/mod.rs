@@ -14,6 +14,7 @@ pub mod random;
 pub mod system;
 mod tensor_list;
 pub mod trace;
+pub mod vectors;
 
 pub use tensor_list::TensorList;
 
