@@ -31,6 +31,8 @@ DTYPES = ("fp32", "bf16")
 
 # Stands for the folder of CIFAR-10's training images, which `with_data` makes.
 CIFAR10 = "CIFAR10"
+# And for the folder that photographs.py fills.
+PHOTOGRAPHS = "PHOTOGRAPHS"
 
 # Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. The steps make a run last
 # some seconds. Adding a workload: its entry here, a program of its name in benches/pytorch/, a variant in
@@ -75,6 +77,7 @@ CASES = {
     ],
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
+        ("photographs of 500 x 375", ["--photographs", "--folder", PHOTOGRAPHS, "--steps", "8", "--warmup", "4"], ("fp32",)),
     ],
     "startup": [
         ("first step", [], ("fp32",)),
@@ -139,7 +142,7 @@ def order(result):
 
 def measure(options, workload, case, flags):
     """Runs both sides in turn and returns what is kept of it."""
-    flags = with_data(flags)
+    flags = with_data(flags, options.pytorch)
     shared = [*flags, "--threads", str(options.threads), "--dtype", options.dtype, "--omp-wait", options.omp_wait]
     commands = {
         "suite": [options.suite, "--workload", workload, *shared],
@@ -175,9 +178,21 @@ def measure(options, workload, case, flags):
     }
 
 
-def with_data(flags):
+def with_data(flags, python):
     """Flags with folders in place of the names of data sets."""
-    return [str(cifar10_folder()) if flag == CIFAR10 else flag for flag in flags]
+    folders = {CIFAR10: cifar10_folder, PHOTOGRAPHS: lambda: photographs_folder(python)}
+    return [str(folders[flag]()) if flag in folders else flag for flag in flags]
+
+
+def photographs_folder(python):
+    """Large JPEG files, made once."""
+    folder = REPOSITORY / "target" / "bench-data" / "photographs"
+    if not folder.is_dir():
+        partial = folder.with_name("photographs.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        subprocess.run([python, str(PROGRAMS / "photographs.py"), str(partial)], check=True)
+        partial.rename(folder)
+    return folder
 
 
 def cifar10_folder():

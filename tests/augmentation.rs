@@ -98,17 +98,16 @@ fn random_parts_are_scaled_as_torchvision_scales_them() {
         let part: Rectangle = serde_json::from_value(case["part"].clone()).unwrap();
         let interpolation: Interpolation = serde_json::from_value(case["interpolation"].clone()).unwrap();
         let size: [usize; 2] = serde_json::from_value(case["size"].clone()).unwrap();
-        let mut pixels = Vec::new();
-        RawImage::Planar { form, pixels: &planes }
-            .append_stretched(
-                part,
-                ImageForm { channels: 3, size },
-                interpolation,
-                &mut Vec::new(),
-                &mut pixels,
-            )
-            .unwrap();
-        assert_eq!(pixels, bytes(&case["pixels"]), "{part:?}");
+        let color = |x: u32, y: u32| {
+            image::Rgb([0, 1, 2].map(|channel| planes[(channel * 31 + y as usize) * 40 + x as usize]))
+        };
+        let decoded = RawImage::Decoded(image::RgbImage::from_fn(40, 31, color).into());
+        for image in [RawImage::Planar { form, pixels: &planes }, decoded] {
+            let mut pixels = Vec::new();
+            let to = ImageForm { channels: 3, size };
+            image.append_stretched(part, to, interpolation, &mut Vec::new(), &mut pixels).unwrap();
+            assert_eq!(pixels, bytes(&case["pixels"]), "{part:?}");
+        }
     }
 }
 
@@ -151,7 +150,8 @@ fn mixed_loss(mix: Mix, labels: &Tensor, logits: &[f64], settings: &Value) -> f6
     use tch_suite::data::images::ImageDataConfig;
     use tch_suite::models::Parameters;
     use tch_suite::models::image::{ImageModelConfig, build};
-    use tch_suite::tasks::image_classification::{ClassificationLoss, ImageClassification};
+    use tch_suite::tasks::criterion::ClassificationLoss;
+    use tch_suite::tasks::image_classification::ImageClassification;
     use tch_suite::tasks::{Mode, Task};
 
     // A network without weights, whose last bias is the logits of one sample after the other.

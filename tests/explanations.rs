@@ -7,8 +7,9 @@ use tch::{Device, Kind, Tensor};
 use tch_suite::data::images::ImageDataConfig;
 use tch_suite::models::Parameters;
 use tch_suite::models::image::{self, ImageModelConfig};
+use tch_suite::tasks::criterion::ClassificationLoss;
 use tch_suite::tasks::explanation::{Method, explain, grad_cam, integrated_gradients_at, occlusion};
-use tch_suite::tasks::image_classification::{ClassificationLoss, ImageClassification};
+use tch_suite::tasks::image_classification::ImageClassification;
 
 use crate::support::process::{assert_refused, cnn, done, run};
 use crate::support::runs::{resume, train};

@@ -5,6 +5,8 @@ Each image is decoded, cut to 32 x 32 at a random place after 4 pixels of black 
 probability 1/2, and normalised as (x / 255 - mean) / std, mean (0.4914, 0.4822, 0.4465), std (0.2470, 0.2435, 0.2616).
 In a new random order each epoch, batch 128, no smaller last batch. Unit: images/s; one timed sample is 10 batches.
 
+With --photographs a random part of each image (RandomResizedCrop) is scaled to 224 x 224 in place of the shift, batch 32.
+
 Timed once for each number of --workers that load beside the main program (default: 0 and 2); the fastest is printed.
 Workers are warm and may be ahead when the clock starts, and go on from epoch to epoch.
 In PyTorch: torchvision's ImageFolder with Pillow and transforms.v2, workers are processes (rss_mb is without them). In
@@ -18,6 +20,7 @@ def main():
     parser = harness.arguments(__doc__)
     parser.add_argument("--folder", required=True, metavar="FOLDER", help="where the images are")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="numbers of workers to try")
+    parser.add_argument("--photographs", action="store_true", help="random parts of large images, scaled to 224 x 224")
     options = parser.parse_args()
     torch = harness.prepare(options)
     from torch.utils.data import DataLoader
@@ -25,11 +28,11 @@ def main():
     from torchvision.transforms import v2
 
     options.mode = "load"
-    size = options.batch or 128
+    size = options.batch or (32 if options.photographs else 128)
     transform = v2.Compose(
         [
             v2.ToImage(),
-            v2.RandomCrop(32, padding=4),
+            v2.RandomResizedCrop(224, antialias=True) if options.photographs else v2.RandomCrop(32, padding=4),
             v2.RandomHorizontalFlip(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -55,7 +58,8 @@ def main():
 
         rates, further = harness.timed(options, (20, 10, 10), size, step)
         del further["loss_first"], further["loss_last"], further["startup_s"]
-        name = harness.variant(options, f"workers{workers}", f"b{size}")
+        kind = "photographs-" if options.photographs else ""
+        name = harness.variant(options, f"{kind}workers{workers}", f"b{size}")
         if best is None or harness.percentile(rates, 50) > harness.percentile(best[1], 50):
             best = name, rates, further
         del loader, batches

@@ -1,4 +1,4 @@
-//! Batches of varied images out of a folder of files: `benches/pytorch/dataloading.py`.
+//! Batches of varied images out of a folder of files: `benches/pytorch/dataloading.py`, and with `--photographs` its `--photographs`.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Work for Loading {
 
 /// Runs it once for each number of workers and prints the fastest.
 pub fn run(options: &Options) -> Result<()> {
-    let size = options.batch.unwrap_or(128);
+    let size = options.batch.unwrap_or(if options.photographs { 32 } else { 128 });
     let folder = options.folder.as_ref().context("dataloading needs --folder")?;
     let data: ImageDataConfig = recipe::typed(
         json!({
@@ -52,7 +52,12 @@ pub fn run(options: &Options) -> Result<()> {
             "val_fraction": 0,
             "mean": [0.4914, 0.4822, 0.4465],
             "std": [0.2470, 0.2435, 0.2616],
-            "augment": { "crop_padding": 4, "flip": true },
+            "image_size": if options.photographs { json!([224, 224]) } else { json!(null) },
+            "augment": match options.photographs {
+                true => json!({ "resized_crop": {}, "flip": true }),
+                false => json!({ "crop_padding": 4, "flip": true }),
+            },
+            "cache_mb": options.cache_mb,
         }),
         "dataloading",
     )?;
@@ -79,10 +84,11 @@ pub fn run(options: &Options) -> Result<()> {
             fastest = Some((workers, timed));
         }
     }
+    let kind = if options.photographs { "photographs-" } else { "" };
     let (workers, timed) = fastest.context("--workers names no number")?;
     emit(
         "dataloading",
-        &options.variant(&[&format!("workers{workers}"), &format!("b{size}")]),
+        &options.variant(&[&format!("{kind}workers{workers}"), &format!("b{size}")]),
         "images/s",
         &timed.rates,
         &[

@@ -62,6 +62,12 @@ pub struct Options {
     /// Where dataloading's images are: FOLDER/CLASS/FILE
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
+    /// Dataloading of large photographs: a random part of each, scaled to 224 × 224
+    #[arg(long)]
+    pub photographs: bool,
+    /// Megabytes of decoded images that dataloading keeps
+    #[arg(long, value_name = "MB", default_value_t = 0)]
+    pub cache_mb: usize,
     /// Numbers of loader threads that dataloading tries
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [0, 2])]
     pub workers: Vec<usize>,

@@ -101,6 +101,15 @@ impl Family for Cnn {
                 "training.{key} is for images with one label each, which data.multi_label says they have not"
             );
         }
+        for (key, leaps) in
+            [("repeats", training.repeats > 1), ("sampling", training.sampling != Sampling::Shuffled)]
+        {
+            if leaps && recipe.data.shuffle_buffer.is_some() {
+                bail_input!(
+                    "training.{key} takes images from all over the archives, which data.shuffle_buffer reads in sequence: leave one out"
+                );
+            }
+        }
         if training.focal_gamma > 0.0 && recipe.data.augment.mixes() {
             bail_input!(
                 "training.focal_gamma is for images of one class, which data.augment.mixup and cutmix make images of two: leave one out"

@@ -58,8 +58,13 @@ impl RawImage<'_> {
             return self.append_part(self.whole(), form.channels, pixels);
         }
         let mut whole = Vec::new();
-        self.append_part(self.whole(), form.channels, &mut whole)?;
         let scaler = resize.scaler(self.size(), form.size);
+        if let (Self::Decoded(DynamicImage::ImageRgb8(image)), 3) = (self, form.channels) {
+            // Colours are scaled together, before they are taken apart.
+            scaler.append_colors(image.as_raw(), &mut whole, pixels);
+            return Ok(());
+        }
+        self.append_part(self.whole(), form.channels, &mut whole)?;
         let [height, width] = self.size();
         for plane in whole.chunks_exact(height * width) {
             scaler.append_plane(plane, pixels);
@@ -80,9 +85,18 @@ impl RawImage<'_> {
         if size == form.size {
             return self.append_part(part, form.channels, pixels);
         }
+        let scaler = Scaler::stretching(interpolation, size, form.size);
+        if let (Self::Decoded(DynamicImage::ImageRgb8(image)), 3) = (self, form.channels) {
+            let line = 3 * image.width() as usize;
+            let (first, last) = (3 * part.left, 3 * (part.left + part.width));
+            let rows = image.as_raw().chunks_exact(line).skip(part.top).take(part.height);
+            let mut cut = Vec::with_capacity(3 * part.height * part.width);
+            rows.for_each(|row| cut.extend_from_slice(&row[first..last]));
+            scaler.append_colors(&cut, spare, pixels);
+            return Ok(());
+        }
         spare.clear();
         self.append_part(part, form.channels, spare)?;
-        let scaler = Scaler::stretching(interpolation, size, form.size);
         for plane in spare.chunks_exact(part.height * part.width) {
             scaler.append_plane(plane, pixels);
         }

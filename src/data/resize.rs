@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::native::vectors::{IntegerLoop, run_wide};
+
 /// How the values between pixels are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,24 +125,55 @@ impl Scaler {
 
     /// Appends one channel, `[height, width]` bytes, at the new size.
     pub fn append_plane(&self, plane: &[u8], pixels: &mut Vec<u8>) {
-        let (rows, columns) = (&self.rows, &self.columns);
-        pixels.reserve(rows.taps.len() * columns.taps.len());
-        if self.rows_first {
+        run_wide(Scaling::<1> { scaler: self, image: plane, pixels });
+    }
+
+    /// Appends the channels of `[height, width, 3]` bytes at the new size, each a plane. `spare` is room that may be used on the way.
+    pub fn append_colors(&self, image: &[u8], spare: &mut Vec<u8>, pixels: &mut Vec<u8>) {
+        spare.clear();
+        run_wide(Scaling::<3> { scaler: self, image, pixels: spare });
+        let start = pixels.len();
+        pixels.resize(start + spare.len(), 0);
+        let (red, rest) = pixels[start..].split_at_mut(spare.len() / 3);
+        let (green, blue) = rest.split_at_mut(spare.len() / 3);
+        for (((color, red), green), blue) in spare.chunks_exact(3).zip(red).zip(green).zip(blue) {
+            (*red, *green, *blue) = (color[0], color[1], color[2]);
+        }
+    }
+}
+
+/// The scaling of an image of so many interleaved channels.
+struct Scaling<'a, const CHANNELS: usize> {
+    scaler: &'a Scaler,
+    image: &'a [u8],
+    pixels: &'a mut Vec<u8>,
+}
+
+impl<const CHANNELS: usize> IntegerLoop for Scaling<'_, CHANNELS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { scaler: Scaler { rows, columns, width, rows_first }, image, pixels } = self;
+        let line = CHANNELS * width;
+        pixels.reserve(CHANNELS * rows.taps.len() * columns.taps.len());
+        if *rows_first {
             // Only the columns that the second pass looks at.
             let seen = columns.seen();
-            let mut shortened = Vec::with_capacity(rows.taps.len() * seen.len());
-            rows.append_combined(plane, self.width, seen.clone(), 0, &mut shortened);
-            columns.append_narrowed(&shortened, seen.len(), seen.start, pixels);
+            let bytes = CHANNELS * seen.start..CHANNELS * seen.end;
+            let mut shortened = Vec::with_capacity(rows.taps.len() * bytes.len());
+            rows.append_combined(image, line, bytes.clone(), 0, &mut shortened);
+            columns.append_narrowed::<CHANNELS>(&shortened, bytes.len(), seen.start, pixels);
         } else {
             let seen = rows.seen();
-            let mut narrowed = Vec::with_capacity(seen.len() * columns.taps.len());
-            columns.append_narrowed(
-                &plane[seen.start * self.width..seen.end * self.width],
-                self.width,
+            let kept = CHANNELS * columns.taps.len();
+            let mut narrowed = Vec::with_capacity(seen.len() * kept);
+            columns.append_narrowed::<CHANNELS>(
+                &image[seen.start * line..seen.end * line],
+                line,
                 0,
                 &mut narrowed,
             );
-            let kept = columns.taps.len();
             rows.append_combined(&narrowed, kept, 0..kept, seen.start, pixels);
         }
     }
@@ -165,6 +198,7 @@ impl Taps {
     const HALF: i32 = 1 << (Self::PRECISION - 1);
 
     /// Sums are in 32 bits, as Pillow's, which the weights of both interpolations leave room for.
+    #[inline(always)]
     fn byte(sum: i32) -> u8 {
         (sum >> Self::PRECISION).clamp(0, 255) as u8
     }
@@ -204,35 +238,51 @@ impl Filter {
         Self { taps: taps.collect() }
     }
 
-    /// Filters along each row of `width` pixels, the first of which is pixel `offset` of the line that the filter is for.
-    fn append_narrowed(&self, rows: &[u8], width: usize, offset: usize, pixels: &mut Vec<u8>) {
-        for row in rows.chunks_exact(width) {
-            pixels.extend(self.taps.iter().map(|taps| {
-                let seen = &row[taps.first - offset..];
-                let sum = taps.weights.iter().zip(seen).fold(Taps::HALF, |sum, (&weight, &pixel)| {
-                    sum.wrapping_add(weight.wrapping_mul(i32::from(pixel)))
-                });
-                Taps::byte(sum)
-            }));
-        }
-    }
-
-    /// Filters across rows of `width` pixels, of which only some columns count; the first row is row `offset` of the line that the filter is for.
-    fn append_combined(
+    /// Filters along each row of `length` bytes, the first pixel of which is pixel `offset` of the line that the filter is for.
+    #[inline(always)]
+    fn append_narrowed<const CHANNELS: usize>(
         &self,
         rows: &[u8],
-        width: usize,
-        columns: std::ops::Range<usize>,
+        length: usize,
         offset: usize,
         pixels: &mut Vec<u8>,
     ) {
-        let mut sums = vec![0i32; columns.len()];
+        let start = pixels.len();
+        let kept = CHANNELS * self.taps.len();
+        pixels.resize(start + rows.len() / length * kept, 0);
+        for (row, out) in rows.chunks_exact(length).zip(pixels[start..].chunks_exact_mut(kept)) {
+            for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
+                let seen = &row[CHANNELS * (taps.first - offset)..];
+                let mut sums = [Taps::HALF; CHANNELS];
+                for (&weight, pixel) in taps.weights.iter().zip(seen.chunks_exact(CHANNELS)) {
+                    for (sum, &value) in sums.iter_mut().zip(pixel) {
+                        *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = Taps::byte(sum);
+                }
+            }
+        }
+    }
+
+    /// Filters across rows of `length` bytes, of which only some count; the first row is row `offset` of the line that the filter is for.
+    #[inline(always)]
+    fn append_combined(
+        &self,
+        rows: &[u8],
+        length: usize,
+        bytes: std::ops::Range<usize>,
+        offset: usize,
+        pixels: &mut Vec<u8>,
+    ) {
+        let mut sums = vec![0i32; bytes.len()];
         for taps in &self.taps {
             sums.fill(Taps::HALF);
             for (tap, &weight) in taps.weights.iter().enumerate() {
-                let start = (taps.first - offset + tap) * width;
-                for (sum, &pixel) in sums.iter_mut().zip(&rows[start + columns.start..start + columns.end]) {
-                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(pixel)));
+                let start = (taps.first - offset + tap) * length;
+                for (sum, &value) in sums.iter_mut().zip(&rows[start + bytes.start..start + bytes.end]) {
+                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
                 }
             }
             pixels.extend(sums.iter().map(|&sum| Taps::byte(sum)));

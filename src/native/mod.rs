@@ -16,6 +16,7 @@ pub mod script;
 pub mod system;
 mod tensor_list;
 pub mod trace;
+pub mod vectors;
 
 pub use tensor_list::TensorList;
 

@@ -82,7 +82,9 @@ pub fn assert_refused(finished: &Finished, code: i32, words: &[&str]) {
     assert_eq!(finished.code, Some(code), "{stderr}");
     assert_eq!(stdout, "");
     let sentence = stderr.strip_suffix('\n').unwrap_or(stderr);
-    let named = ["cnn: ", "regression: ", "rnn: ", "transformer: ", "torchscript: "].iter().any(|name| sentence.starts_with(name));
+    let named = ["cnn: ", "regression: ", "rnn: ", "transformer: ", "torchscript: "]
+        .iter()
+        .any(|name| sentence.starts_with(name));
     assert!(named && !sentence.contains('\n'), "not one sentence: {stderr}");
     for noise in ["panicked", "backtrace", "frame #", "Exception raised", "RUST_", "Torch(", "Err(", "Os {"] {
         assert!(!stderr.contains(noise), "`{noise}` in: {stderr}");

@@ -314,6 +314,7 @@ impl Family for Rnn {
     fn illustrate(
         report: &mut Report,
         recipe: &FamilyRecipe<Self>,
+        _task: &SequenceTask,
         data: &Sequences,
         evaluation: &Evaluation,
     ) -> Result<()> {

@@ -379,6 +379,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
     fn illustrate(
         report: &mut Report,
         recipe: &FamilyRecipe<Self>,
+        _task: &T::Task,
         _data: &Self::Dataset,
         evaluation: &Evaluation,
     ) -> Result<()> {

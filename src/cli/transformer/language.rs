@@ -386,6 +386,7 @@ impl Family for LanguageModelling {
     fn illustrate(
         _report: &mut Report,
         _recipe: &LanguageRecipe,
+        _task: &LanguageModel,
         _data: &LanguageData,
         _evaluation: &Evaluation,
     ) -> Result<()> {

@@ -375,6 +375,7 @@ impl Family for Translating {
     fn illustrate(
         report: &mut Report,
         _recipe: &TranslationRecipe,
+        _task: &Translation,
         _data: &Translations,
         evaluation: &Evaluation,
     ) -> Result<()> {

@@ -179,7 +179,7 @@ mod tests {
         let sets = Targets::Sets { labels: 3, sets: vec![vec![2], vec![], vec![0, 1]] };
         let places = (0..3).map(|row| format!("line {row}")).collect();
         let data = ClassifiedTexts::new(texts, sets, 0, true, places);
-        let draw = Draw { seed: 0, epoch: 0, train: true };
+        let draw = Draw { seed: 0, epoch: 0, train: true, copies: &[] };
         let batch = data.batch(&[0, 2], draw)?;
         assert!(batch.tokens.mask.is_none() && batch.tokens.segments.is_none());
         assert_eq!(Vec::<Vec<f32>>::try_from(&batch.targets)?, [[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]);

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::TokenBatch;
 use super::classified::{add_texts, buckets};
-use crate::data::augment::sample_random;
 use crate::data::fingerprint::Fingerprint;
 use crate::data::order::Sampler;
+use crate::data::random::Random;
 use crate::data::text::{EncodedTexts, TextTokenizer};
 use crate::data::{Batch, Batching, Dataset, Draw};
 use crate::{bad_input, bail_input};
@@ -148,33 +146,25 @@ impl MaskedTexts {
     }
 
     /// Hides tokens of a sequence; their places.
-    fn hide(&self, ids: &mut [i64], random: &mut ChaCha8Rng) -> Vec<usize> {
+    fn hide(&self, ids: &mut [i64], random: &mut Random) -> Vec<usize> {
         let words = self.words.words(ids, !self.masking.whole_words);
         let mut places: Vec<usize> =
-            words.iter().filter(|_| share(random) < self.masking.probability).flatten().copied().collect();
+            words.iter().filter(|_| random.unit() < self.masking.probability).flatten().copied().collect();
         if places.is_empty() {
             // A sequence without a hidden token would teach nothing.
-            places.clone_from(&words[below(random, words.len())]);
+            places.clone_from(&words[random.below(words.len() as u32) as usize]);
         }
         for &place in &places {
-            ids[place] = match share(random) {
+            ids[place] = match random.unit() {
                 fate if fate < 0.8 => self.words.mask,
-                fate if fate < 0.9 => self.words.ordinary[below(random, self.words.ordinary.len())],
+                fate if fate < 0.9 => {
+                    self.words.ordinary[random.below(self.words.ordinary.len() as u32) as usize]
+                }
                 _ => ids[place],
             };
         }
         places
     }
-}
-
-/// Uniform in 0..1.
-fn share(random: &mut ChaCha8Rng) -> f64 {
-    f64::from(random.next_u32()) / (f64::from(u32::MAX) + 1.0)
-}
-
-/// Uniform in 0..limit.
-fn below(random: &mut ChaCha8Rng, limit: usize) -> usize {
-    ((u64::from(random.next_u32()) * limit as u64) >> 32) as usize
 }
 
 /// Sequences with hidden tokens.
@@ -213,7 +203,7 @@ impl Dataset for MaskedTexts {
         for (row, &sample) in samples.iter().enumerate() {
             let whole = self.texts.ids(sample);
             let mut ids = whole.clone();
-            for place in self.hide(&mut ids, &mut sample_random(draw, sample)) {
+            for place in self.hide(&mut ids, &mut Random::of_sample(draw, sample, 0)) {
                 places.push((row * longest + place) as i64);
                 targets.push(whole[place]);
             }
@@ -261,7 +251,7 @@ mod tests {
         let special = tokenizer.special();
         let (mut all, mut hidden, mut masked, mut same) = (0, 0, 0, 0);
         let samples: Vec<usize> = (0..data.len()).collect();
-        let batch = data.batch(&samples, Draw { seed: 1, epoch: 0, train: true })?;
+        let batch = data.batch(&samples, Draw { seed: 1, epoch: 0, train: true, copies: &[] })?;
         let ids = Vec::<i64>::try_from(batch.tokens.ids.flatten(0, -1))?;
         for &sample in &samples {
             all += data.ids(sample).len() - 2;
@@ -292,7 +282,7 @@ mod tests {
     fn choices_depend_on_seed_epoch_and_sample_alone() -> Result<()> {
         let (_, data) = data(Masking::default())?;
         let places = |samples: &[usize], seed, epoch, train| -> Result<Vec<i64>> {
-            Ok(Vec::try_from(data.batch(samples, Draw { seed, epoch, train })?.places)?)
+            Ok(Vec::try_from(data.batch(samples, Draw { seed, epoch, train, copies: &[] })?.places)?)
         };
         assert_eq!(places(&[4], 1, 3, true)?, places(&[4], 1, 3, true)?);
         assert_ne!(places(&[0, 2, 4, 6], 1, 3, true)?, places(&[0, 2, 4, 6], 1, 4, true)?);
@@ -308,7 +298,7 @@ mod tests {
         for sample in 0..20 {
             let ids = data.ids(sample);
             let words = data.words.words(&ids, false);
-            let batch = data.batch(&[sample], Draw { seed: 2, epoch: 0, train: true })?;
+            let batch = data.batch(&[sample], Draw { seed: 2, epoch: 0, train: true, copies: &[] })?;
             let places: Vec<usize> =
                 Vec::<i64>::try_from(&batch.places)?.into_iter().map(|place| place as usize).collect();
             for word in words {

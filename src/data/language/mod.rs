@@ -331,7 +331,7 @@ mod tests {
         Vec::try_from(tensor).unwrap()
     }
 
-    const DRAW: Draw = Draw { seed: 3, epoch: 1, train: true };
+    const DRAW: Draw<'static> = Draw { seed: 3, epoch: 1, train: true, copies: &[] };
 
     #[test]
     fn evaluation_guesses_every_token_but_the_first_once() -> Result<()> {
