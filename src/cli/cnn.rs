@@ -164,10 +164,19 @@ impl Family for Cnn {
         Ok(Splits { train: Arc::new(train), validation: validation.map(Arc::new), test: test.map(Arc::new) })
     }
 
+    fn model_of(recipe: &FamilyRecipe<Self>) -> ImageModelConfig {
+        let mut model = recipe.model.clone();
+        // A module of somebody else's is the copy in the run, where there is one.
+        if let (Some(script), Some(file)) = (&mut model.script, recipe.attachments.file(ATTACHMENT)) {
+            script.file = file;
+        }
+        model
+    }
+
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {
         let shape = recipe.model.shape()?;
         let device = parameters.device();
-        let model = image::build(&parameters.root(), &located(recipe))?;
+        let model = image::build(&parameters.root(), &Self::model_of(recipe))?;
         let classes = recipe.data.classes.clone();
         let classes = classes.unwrap_or_else(|| (0..shape.classes).map(|class| class.to_string()).collect());
         let class_weights = match &recipe.training.class_weights {
@@ -395,15 +404,6 @@ impl Family for Cnn {
         }
         Ok(())
     }
-}
-
-/// The model of a recipe; a module of somebody else's is the copy in the run, where there is one.
-fn located(recipe: &FamilyRecipe<Cnn>) -> ImageModelConfig {
-    let mut model = recipe.model.clone();
-    if let (Some(script), Some(file)) = (&mut model.script, recipe.attachments.file(ATTACHMENT)) {
-        script.file = file;
-    }
-    model
 }
 
 /// Samples as they are.

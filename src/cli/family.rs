@@ -90,6 +90,11 @@ pub trait Family: Sized {
     /// Opens the data and writes into the recipe what they decide: number of classes, image size, class weights.
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Self::Dataset>>>;
 
+    /// The model of a run's recipe with the files that lie in the run.
+    fn model_of(recipe: &FamilyRecipe<Self>) -> Self::Model {
+        recipe.model.clone()
+    }
+
     /// Makes the model of a complete recipe in `parameters`, which are empty and say whether initial weights are drawn (from libtorch's default
     /// generator) and on which device.
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<Self::Task>;

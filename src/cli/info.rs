@@ -53,7 +53,7 @@ fn run_folder<F: Family>(path: &Path) -> Result<()> {
         lines.push(format!("validation  {}", listed.join(", ")));
     }
     lines.push(String::new());
-    lines.push(layer_table::<F>(&recipe.model)?);
+    lines.push(layer_table::<F>(&F::model_of(&recipe))?);
     print(&lines.join("\n"))
 }
 

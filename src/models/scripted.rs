@@ -133,6 +133,14 @@ impl ScriptedModel {
         Ok(model)
     }
 
+    /// As every model: an operation that fails ends the verb with its message.
+    fn forward_module(&self, images: &Tensor, train: bool) -> Tensor {
+        match self.compute(images, train) {
+            Ok(output) => output,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
     fn compute(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         match &self.engine {
             Engine::Module { module, training } => {
@@ -156,11 +164,7 @@ impl ScriptedModel {
 
 impl ImageModel for ScriptedModel {
     fn maps(&self, images: &Tensor, train: bool) -> Tensor {
-        match self.compute(images, train) {
-            Ok(output) => output,
-            // As every model: an operation that fails ends the verb with its message.
-            Err(error) => panic!("{error:#}"),
-        }
+        self.forward_module(images, train)
     }
 
     fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {

@@ -62,6 +62,10 @@ impl Family for Scripted {
         Cnn::open(recipe, log)
     }
 
+    fn model_of(recipe: &FamilyRecipe<Self>) -> ImageModelConfig {
+        Cnn::model_of(recipe)
+    }
+
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {
         Cnn::build(recipe, parameters)
     }

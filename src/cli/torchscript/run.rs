@@ -67,10 +67,13 @@ pub struct RunModuleArgs {
 
 /// Decides device, threads and precision.
 pub(super) fn prepare(arguments: &DeviceArgs) -> Result<(Device, TrainingConfig)> {
-    let mut config = TrainingConfig::default();
-    config.device = arguments.device.clone().unwrap_or_else(|| "auto".to_owned());
-    config.threads = arguments.threads;
-    config.precision = arguments.precision.unwrap_or(config.precision);
+    let usual = TrainingConfig::default();
+    let mut config = TrainingConfig {
+        device: arguments.device.clone().unwrap_or_else(|| "auto".to_owned()),
+        threads: arguments.threads,
+        precision: arguments.precision.unwrap_or(usual.precision),
+        ..usual
+    };
     let device = session::prepare(&mut config)?;
     Ok((device, config))
 }

@@ -145,6 +145,15 @@ pub(super) fn in_our_words(error: Box<dyn std::error::Error + Send + Sync>) -> a
     anyhow!("{error}")
 }
 
+/// Reads a `tokenizer.json`. The crate panics at some parts of the wrong form, which is the file's fault like any other.
+fn parsed(bytes: &[u8], name: &str) -> Result<Tokenizer> {
+    match std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(Ok(tokenizer)) => Ok(tokenizer),
+        Ok(Err(error)) => bail_input!("{name} is no tokenizer.json: {error}"),
+        Err(_) => bail_input!("{name} is no tokenizer.json: a part of it has the wrong form"),
+    }
+}
+
 impl TextTokenizer {
     /// Opens a `tokenizer.json`, a `vocab.txt` of BERT, or the folder of a Hugging Face model with one of them or with GPT-2's `vocab.json` and
     /// `merges.txt`. Names of special tokens and the treatment of letters are taken from `special_tokens_map.json` and
@@ -188,15 +197,11 @@ impl TextTokenizer {
     /// # Errors
     /// It is no such text.
     pub fn of_json(json: &str) -> Result<Self> {
-        let inner =
-            Tokenizer::from_bytes(json).map_err(|error| bad_input!("this is no tokenizer.json: {error}"))?;
-        Self::of(inner, &Settings::default())
+        Self::of(parsed(json.as_bytes(), "this text")?, &Settings::default())
     }
 
     fn of_json_file(path: &Path, config: &Settings) -> Result<Self> {
-        let inner = Tokenizer::from_bytes(files::read(path)?)
-            .map_err(|error| bad_input!("{} is no tokenizer.json: {error}", path.display()))?;
-        Self::of(inner, config)
+        Self::of(parsed(&files::read(path)?, &path.display().to_string())?, config)
     }
 
     /// BERT's WordPiece from a list of tokens, one a line.
