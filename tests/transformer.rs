@@ -102,7 +102,8 @@ impl Place {
 
     /// A trained classifier.
     fn classifier(&self, name: &str, more: &[&str]) -> String {
-        let (data, recipe) = (self.classified(), self.recipe("classify", json!({})));
+        let training = json!({"training": {"epochs": 16, "optimizer": {"lr": 0.003}}});
+        let (data, recipe) = (self.classified(), self.recipe("classify", training));
         self.train(name, &[&["--recipe", &recipe, "--data", &data][..], more].concat())
     }
 }
@@ -406,9 +407,9 @@ fn adapters_alone_learn_are_merged_and_leave_in_pefts_form() {
         "--data",
         &data,
         "--epochs",
-        "4",
+        "10",
         "--lr",
-        "0.02",
+        "0.005",
         "--threads",
         "1",
     ];
