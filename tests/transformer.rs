@@ -397,7 +397,7 @@ fn embeddings_learn_from_pairs_and_come_in_three_forms() {
 #[test]
 fn adapters_alone_learn_are_merged_and_leave_in_pefts_form() {
     let place = Place::new();
-    let base = place.classifier("base", &["--epochs", "1"]);
+    let base = place.classifier("base", &[]);
     let data = place.text("plain");
     let arguments = [
         "--task",
@@ -409,7 +409,7 @@ fn adapters_alone_learn_are_merged_and_leave_in_pefts_form() {
         "--epochs",
         "10",
         "--lr",
-        "0.005",
+        "0.0005",
         "--threads",
         "1",
     ];
