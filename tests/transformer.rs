@@ -102,7 +102,8 @@ impl Place {
 
     /// A trained classifier.
     fn classifier(&self, name: &str, more: &[&str]) -> String {
-        let (data, recipe) = (self.classified(), self.recipe("classify", json!({})));
+        let training = json!({"training": {"epochs": 16, "optimizer": {"lr": 0.003}}});
+        let (data, recipe) = (self.classified(), self.recipe("classify", training));
         self.train(name, &[&["--recipe", &recipe, "--data", &data][..], more].concat())
     }
 }
@@ -396,7 +397,7 @@ fn embeddings_learn_from_pairs_and_come_in_three_forms() {
 #[test]
 fn adapters_alone_learn_are_merged_and_leave_in_pefts_form() {
     let place = Place::new();
-    let base = place.classifier("base", &["--epochs", "1"]);
+    let base = place.classifier("base", &[]);
     let data = place.text("plain");
     let arguments = [
         "--task",
@@ -406,9 +407,9 @@ fn adapters_alone_learn_are_merged_and_leave_in_pefts_form() {
         "--data",
         &data,
         "--epochs",
-        "4",
+        "10",
         "--lr",
-        "0.02",
+        "0.0005",
         "--threads",
         "1",
     ];

@@ -38,8 +38,6 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     let mut value = before;
     override_with::<F>(&mut value, arguments)?;
     let mut after = typed::<F>(value, &origin)?;
-    after.attachments = Attachments::of(run);
-    F::attach(&mut after, run);
     let refused: Vec<String> =
         differences(&serde_json::to_value(&before_typed)?, &serde_json::to_value(&after)?)
             .into_iter()
@@ -63,6 +61,9 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
              this length from the beginning",
         );
     }
+    // What the run keeps beside its recipe is no change of it.
+    after.attachments = Attachments::of(run);
+    F::attach(&mut after, run);
     Ok(after)
 }
 

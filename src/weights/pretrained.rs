@@ -9,6 +9,7 @@ use super::content::{TensorForm, TensorSource, quoted};
 use super::{LoadReport, Loaded, load_into, open};
 use crate::bail_input;
 use crate::models::Parameters;
+use crate::models::lora::is_adapter;
 
 /// What the names of the network below a head begin with in transformers, where there is a head.
 const BASES: [&str; 6] = ["bert.", "roberta.", "electra.", "distilbert.", "transformer.", "model."];
@@ -115,11 +116,13 @@ fn fit(
         std::mem::take(&mut report.missing).into_iter().partition(|name| may_be_new(name));
     report.missing = missing;
     let mut notes = report.require_usable(origin, parameters)?;
-    if !new.is_empty() {
+    // That no file of a model has adapters needs no telling.
+    let told: Vec<&String> = new.iter().filter(|name| !is_adapter(name)).collect();
+    if !told.is_empty() {
         notes.push(format!(
             "{origin} has no {}: {} begin with initial values and have to be trained",
-            quoted(&new),
-            new.len()
+            quoted(&told),
+            told.len()
         ));
     }
     let report = LoadReport { missing: [report.missing, new].concat(), ..report };
