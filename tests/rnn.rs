@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 use tch_suite::data::text::TextTokenizer;
 
-use crate::support::Scratch;
 use crate::support::process::{Finished, assert_refused, rnn, run, run_with_input, wait_until};
-use crate::support::runs::{assert_same_files, files, metrics, read_json, results};
+use crate::support::runs::{assert_same_files, files, metrics, read_json, results, series};
+use crate::support::{Scratch, assert_close, fixture};
 
 fn done(arguments: &[&str]) -> Finished {
     let finished = run(&mut rnn(arguments));
@@ -490,4 +490,21 @@ fn texts_may_have_several_labels_and_vectors_from_elsewhere() {
     wide["embedding"] = json!(5);
     let (_, arguments) = train_arguments(&folder, "wide", wide, data, json!({"epochs": 1}));
     assert_refused(&run(&mut rnn(&arguments)), 2, &["4 numbers each", "model.embedding is 5"]);
+}
+
+#[test]
+fn losses_are_pytorchs_with_dropout_and_carried_state() {
+    let folder = Scratch::new();
+    let model = json!({
+        "name": "lstm", "task": "lm", "embedding": 24, "hidden": 24, "layers": 2,
+        "dropout": 0.3, "embedding_dropout": 0.1, "output_dropout": 0.3,
+    });
+    let data = json!({"format": "shakespeare-mini", "window": 16});
+    // scripts/references/char_lstm.py --fixture: the same initial weights, windows, masks, steps.
+    let training = json!({"steps": 30, "optimizer": {"name": "adam", "lr": 0.003}, "clip_norm": 5.0, "eval_batch_size": 64});
+    let run_folder = trained(&folder, "curve", model, data, training);
+    let found = series(&run_folder, "train", "loss");
+    let expected: Vec<f64> = serde_json::from_value(fixture("char_lstm.json")["losses"].clone()).unwrap();
+    assert_eq!(expected.len(), 30);
+    assert_close(&found, &expected, 1e-5, "the losses of the first steps");
 }
