@@ -19,7 +19,7 @@ benches/pytorch/requirements.txt; without it an environment is made in target/py
   generate writes at least 3,000 characters a second;
   lstm-sst2 comes to a dev accuracy of at least 0.82, PyTorch's same recipe (text_lstm.py) beside it;
   keras-lstm comes to a test accuracy of at least 0.9 on made-up sequences that a linear model cannot tell apart;
-  lstm-etth1 comes to a test MSE of at most 0.395, and prints the table of six recipes beside the linear baseline.
+  lstm-etth1 comes to a test MSE of at most 0.395, and prints the table of eight recipes beside the linear baseline.
 
 RUNS in the environment keeps the runs in that folder; otherwise they are removed unless something failed. THREADS sets the threads.
 
@@ -123,6 +123,7 @@ forecast() {
     "$rnn" train --quiet --data "$data/ett/ETTh1.csv" --threads "$threads" --out "$work/$name" "$@" >/dev/null
 }
 forecast etth1 --recipe lstm-etth1
+forecast etth1-highway --recipe lstm-etth1-highway
 forecast etth1-gru --recipe gru-etth1
 forecast etth1-plain --recipe lstm-etth1 --set model.last_value=false
 forecast etth1-small --recipe lstm-etth1 --set model.hidden=32 --set model.output_dropout=0.3
