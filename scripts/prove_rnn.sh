@@ -69,13 +69,23 @@ sys.exit(not holds)
 END
 }
 
+# Tells whether something holds: 1 or 0, what.
+holds_or_fails() {
+    if (($1)); then
+        say "holds: $2."
+    else
+        say "FAILS: $2."
+        failed=1
+    fi
+}
+
 say "lstm-tinyshakespeare."
 text=$data/tinyshakespeare/input.txt
 began=$(date +%s)
 "$rnn" train --quiet --no-progress --recipe lstm-tinyshakespeare --data "$text" --threads "$threads" --out "$work/shakespeare" >/dev/null
 minutes=$((($(date +%s) - began) / 60))
 require "$work/shakespeare" best loss "<=" 1.55
-((minutes < 30)) && say "holds: $minutes minutes." || { say "FAILS: $minutes minutes."; failed=1; }
+holds_or_fails "$((minutes < 30))" "$minutes minutes"
 say "the same in PyTorch."
 "$python" "$references/char_lstm.py" "$text" --threads "$threads" | tee "$work/char_lstm.jsonl"
 best=$("$python" -c 'import json,sys; lines = map(json.loads, open(sys.argv[1])); print(min(line["validation_loss"] for line in lines if "validation_loss" in line))' "$work/char_lstm.jsonl")
@@ -92,12 +102,9 @@ kill -KILL "$pid"
 wait "$pid" 2>/dev/null || true
 "$rnn" train --quiet --resume "$work/killed" >/dev/null
 for file in model.safetensors optimizer.safetensors; do
-    if cmp -s "$work/unbroken/checkpoints/last/$file" "$work/killed/checkpoints/last/$file"; then
-        say "holds: $file is the same to the byte."
-    else
-        say "FAILS: $file differs."
-        failed=1
-    fi
+    same=1
+    cmp -s "$work/unbroken/checkpoints/last/$file" "$work/killed/checkpoints/last/$file" || same=0
+    holds_or_fails "$same" "$file of the killed run is the same to the byte"
 done
 
 say "generation."
@@ -105,7 +112,7 @@ say "generation."
 head -20 "$work/generated.txt"
 cat "$work/generation.txt"
 rate=$(sed -E 's/.*: ([0-9,]+) per second.*/\1/; s/,//g' "$work/generation.txt" | tail -1)
-((rate >= 3000)) && say "holds: $rate characters a second." || { say "FAILS: $rate characters a second."; failed=1; }
+holds_or_fails "$((rate >= 3000))" "$rate characters a second"
 
 say "lstm-sst2."
 "$rnn" train --quiet --recipe lstm-sst2 --data "$data/sst2" --threads "$threads" --out "$work/sst2" >/dev/null
