@@ -280,6 +280,8 @@ fn every_form_of_every_network_learns_with_all_its_parameters() -> Result<()> {
                         mode,
                         form,
                         last_value,
+                        highway: last_value && mode == ForecastMode::Direct,
+                        input: Some(7),
                         features: Some(4),
                         targets: Some(3),
                         known: Some(1),

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 use tch_suite::data::text::TextTokenizer;
 
-use crate::support::Scratch;
 use crate::support::process::{Finished, assert_refused, rnn, run, run_with_input, wait_until};
-use crate::support::runs::{assert_same_files, files, metrics, read_json, results};
+use crate::support::runs::{assert_same_files, files, metrics, read_json, results, series};
+use crate::support::{Scratch, assert_close, fixture};
 
 fn done(arguments: &[&str]) -> Finished {
     let finished = run(&mut rnn(arguments));
@@ -34,7 +34,7 @@ fn train_arguments(
     });
     usual.as_object_mut().unwrap().extend(training.as_object().unwrap().clone());
     let recipe = folder.join(format!("{name}.recipe.json"));
-    let content = json!({"name": name, "model": model, "data": data, "training": usual});
+    let content = json!({"name": "small", "model": model, "data": data, "training": usual});
     std::fs::write(&recipe, content.to_string()).unwrap();
     let out = folder.join(name);
     let arguments =
@@ -277,7 +277,7 @@ fn a_language_model_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happ
         arguments = ["train", "--quiet", "--resume", &text_of(&killed)].map(str::to_owned).to_vec();
     }
     done(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(results(&killed), results(&whole));
+    assert!(results(&killed) == results(&whole), "metrics or summary differ");
     assert_same_files(
         &files(&killed.join("checkpoints/last")),
         &files(&whole.join("checkpoints/last")),
@@ -459,4 +459,52 @@ fn every_recipe_says_what_it_is_and_can_be_resolved() {
     );
     let table = done(&["info", "--model", "lstm"]).stdout;
     assert!(table.contains("LSTM") && table.contains("1,086,017"), "{table}");
+}
+
+#[test]
+fn texts_may_have_several_labels_and_vectors_from_elsewhere() {
+    let folder = Scratch::new();
+    let mut lines = String::new();
+    for number in 0..90 {
+        let (salt, sweet) = (number % 2 == 0, number % 3 == 0);
+        let words = [if salt { "salty" } else { "plain" }, if sweet { "sugared" } else { "bitter" }, "food"];
+        let labels: Vec<&str> =
+            [salt.then_some("salt"), sweet.then_some("sweet")].into_iter().flatten().collect();
+        writeln!(lines, "{}", json!({"text": words.join(" "), "label": labels})).unwrap();
+    }
+    let path = folder.join("tastes.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    let vectors = folder.join("vectors.txt");
+    std::fs::write(&vectors, "salty 1 0 0 2\nsugared 0 1 0 2\nunknown 1 1 1 1\n").unwrap();
+    let data = json!({"path": path, "text": "text", "multi_label": true, "vectors": vectors, "tokenizer": {"kind": "words"}});
+    let model = json!({"name": "lstm", "task": "classify", "embedding": 4, "hidden": 12, "pooling": "mean"});
+    let run_folder =
+        trained(&folder, "tastes", model.clone(), data.clone(), json!({"epochs": 12, "metric": "micro_f1"}));
+    let best = &read_json(&run_folder.join("summary.json"))["best"];
+    assert!(best["micro_f1"].as_f64().unwrap() > 0.95, "{best}");
+    let said =
+        done(&["predict", &text_of(&run_folder), "--text", "salty sugared food", "--format", "jsonl"]).stdout;
+    let said: Value = serde_json::from_str(said.trim()).unwrap();
+    assert_eq!(said["top"].as_array().map(Vec::len), Some(2), "{said}");
+    let mut wide = model;
+    wide["embedding"] = json!(5);
+    let (_, arguments) = train_arguments(&folder, "wide", wide, data, json!({"epochs": 1}));
+    assert_refused(&run(&mut rnn(&arguments)), 2, &["4 numbers each", "model.embedding is 5"]);
+}
+
+#[test]
+fn losses_are_pytorchs_with_dropout_and_carried_state() {
+    let folder = Scratch::new();
+    let model = json!({
+        "name": "lstm", "task": "lm", "embedding": 24, "hidden": 24, "layers": 2,
+        "dropout": 0.3, "embedding_dropout": 0.1, "output_dropout": 0.3,
+    });
+    let data = json!({"format": "shakespeare-mini", "window": 16});
+    // scripts/references/char_lstm.py --fixture: the same initial weights, windows, masks, steps.
+    let training = json!({"steps": 30, "optimizer": {"name": "adam", "lr": 0.003}, "clip_norm": 5.0, "eval_batch_size": 64});
+    let run_folder = trained(&folder, "curve", model, data, training);
+    let found = series(&run_folder, "train", "loss");
+    let expected: Vec<f64> = serde_json::from_value(fixture("char_lstm.json")["losses"].clone()).unwrap();
+    assert_eq!(expected.len(), 30);
+    assert_close(&found, &expected, 1e-5, "the losses of the first steps");
 }

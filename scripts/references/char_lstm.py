@@ -4,16 +4,23 @@ agree step by step as far as rounding allows.
 
     python scripts/references/char_lstm.py input.txt [--epochs 16] [--seed 0] [--max-steps N]
 
-Prints one JSON line for each epoch: validation loss in nats per character over the whole last tenth of the text, state carried through it.
+With --fixture it takes 30 steps of a small network on the compiled-in text at a constant rate and writes their losses to tests/fixtures/char_lstm.json.
+
+Prints one JSON line for every 100 steps (mean training loss), and one for each epoch: validation loss in nats per character over the whole last tenth of the text, state carried through it.
 """
 import argparse
+import gzip
 import json
 import math
+import pathlib
 import time
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 class Net(nn.Module):
@@ -57,7 +64,8 @@ def evaluate(net, data, streams, window):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("text")
+    p.add_argument("text", nargs="?")
+    p.add_argument("--fixture", action="store_true")
     p.add_argument("--epochs", type=int, default=16)
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--eval-streams", type=int, default=1)
@@ -68,9 +76,15 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--max-steps", type=int, default=0, help="stop early, with the schedule of the whole run")
+    p.add_argument("--log-every", type=int, default=100, help="steps between lines with the mean training loss since the line before")
     a = p.parse_args()
+    if a.fixture:
+        # So long a schedule stays where it begins.
+        a.epochs, a.batch_size, a.window, a.width, a.max_steps, a.log_every, a.threads = 10**9, 8, 16, 24, 30, 1, 1
+        text = gzip.decompress((REPOSITORY / "assets/texts/shakespeare-mini.txt.gz").read_bytes()).decode()
+    else:
+        text = open(a.text, encoding="utf-8").read()
     torch.set_num_threads(a.threads)
-    text = open(a.text, encoding="utf-8").read()
     characters = sorted(set(text))
     index = {c: i for i, c in enumerate(characters)}
     data = torch.tensor([index[c] for c in text])
@@ -97,6 +111,15 @@ def main():
             schedule.step()
             losses.append(loss.item())
             step += 1
+            if a.fixture:
+                if step == a.max_steps:
+                    path = REPOSITORY / "tests/fixtures/char_lstm.json"
+                    path.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "losses": losses}) + "\n")
+                    return
+                continue
+            if step % a.log_every == 0:
+                recent = losses[-a.log_every :] if len(losses) >= a.log_every else losses
+                print(json.dumps({"step": step, "loss": sum(recent) / len(recent)}), flush=True)
             if step == a.max_steps:
                 break
         value = evaluate(net, validation, a.eval_streams, a.window)

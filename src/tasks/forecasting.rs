@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, Sum};
 use crate::data::sequences::{BASELINES, SeriesBatch};
@@ -183,8 +183,7 @@ impl Evaluator for StepErrors {
     /// `prediction` is `[batch, network and baselines, horizon]`: squared errors.
     fn add(&mut self, samples: &[usize], outcome: &Outcome) -> Result<()> {
         // One read for each batch that is looked at, of a few numbers.
-        let sums =
-            outcome.prediction.f_sum_dim_intlist(0i64, false, Kind::Double)?.f_to_device(Device::Cpu)?;
+        let sums = outcome.prediction.f_sum_dim_intlist(0i64, false, Kind::Double)?;
         for (all, new) in self.sums.iter_mut().zip(Vec::<Vec<f64>>::try_from(sums)?) {
             all.iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput};
 use crate::bail_input;
@@ -167,7 +167,7 @@ impl Evaluator for TextEvaluator {
             && let Some(totals) = &self.totals
         {
             // Sums are read once, at the end of an evaluation.
-            let sums = Vec::<f64>::try_from(totals.f_to_device(Device::Cpu)?)?;
+            let sums = Vec::<f64>::try_from(totals)?;
             let sums = [reducer.sum(sums[0])?, reducer.sum(sums[1])?];
             self.totals = Some(Tensor::f_from_slice(&sums)?);
             self.tokens = reducer.sum(self.tokens)?;
@@ -178,7 +178,7 @@ impl Evaluator for TextEvaluator {
     fn finish(self: Box<Self>) -> Result<Evaluation> {
         let Some(totals) = self.totals else { return Ok(Evaluation::default()) };
         // Sums are read once, at the end of an evaluation.
-        let sums = Vec::<f64>::try_from(totals.f_to_device(Device::Cpu)?)?;
+        let sums = Vec::<f64>::try_from(totals)?;
         let metrics = BTreeMap::from([
             ("perplexity".to_owned(), (sums[0] / self.tokens).exp()),
             ("bits_per_character".to_owned(), sums[0] / std::f64::consts::LN_2 / sums[1]),

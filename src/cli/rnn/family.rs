@@ -79,6 +79,7 @@ impl Family for Rnn {
             "lstm-sst2",
             "lstm-forecast",
             "lstm-etth1",
+            "lstm-etth1-highway",
             "gru-etth1",
             "lstm-etth1-quantiles",
         ]
@@ -163,6 +164,7 @@ impl Family for Rnn {
                 settle("targets", &mut model.targets, fields.targets.len() as i64)?;
                 settle("known", &mut model.known, fields.known.len() as i64)?;
                 settle("horizon", &mut model.horizon, data.horizon as i64)?;
+                settle("input", &mut model.input, data.input as i64)?;
                 data.targets = Some(fields.targets.clone());
                 let (mean, std) = opened.standards;
                 (data.mean, data.std) = (Some(mean), Some(std));
@@ -271,7 +273,10 @@ impl Family for Rnn {
             RnnGoal::Forecast => {
                 let (features, horizon) =
                     (needed(model.features, "features")?, needed(model.horizon, "horizon")?);
-                let mut inputs = vec![("window", Tensor::f_zeros([batch, STEPS, features], float)?)];
+                let mut inputs = vec![(
+                    "window",
+                    Tensor::f_zeros([batch, model.input.unwrap_or(STEPS), features], float)?,
+                )];
                 if let Some(known) = model.known.filter(|known| *known > 0) {
                     inputs.push(("future", Tensor::f_zeros([batch, horizon, known], float)?));
                 }

@@ -102,6 +102,8 @@ pub struct RnnConfig {
     pub quantiles: Vec<f64>,
     /// Whether the last value of each series is taken off the input and added to the forecast (NLinear's normalisation).
     pub last_value: bool,
+    /// Whether a linear map of the window, the same for all series, is added to the forecast (the autoregressive part of LSTNet, Lai et al. 2018).
+    pub highway: bool,
     /// Tokens; from the data.
     pub vocabulary: Option<i64>,
     /// Numbers of each step of a numeric sequence or of a window; from the data.
@@ -112,6 +114,8 @@ pub struct RnnConfig {
     pub targets: Option<i64>,
     /// Features whose future is known, the last of the features; from the data.
     pub known: Option<i64>,
+    /// Steps that a forecast looks back; from the data.
+    pub input: Option<i64>,
     /// Steps that are forecast; from the data.
     pub horizon: Option<i64>,
 }
@@ -137,6 +141,8 @@ impl Default for RnnConfig {
             form: ForecastForm::Point,
             quantiles: vec![0.1, 0.5, 0.9],
             last_value: false,
+            highway: false,
+            input: None,
             vocabulary: None,
             features: None,
             classes: None,
@@ -175,6 +181,9 @@ impl RnnConfig {
         }
         if self.bidirectional && self.task == RnnGoal::Forecast && self.mode == ForecastMode::Autoregressive {
             bail_input!("model.bidirectional: an autoregressive forecast may not read from the end");
+        }
+        if self.highway && self.mode == ForecastMode::Autoregressive {
+            bail_input!("model.highway maps a window to all steps at once: it is for model.mode direct");
         }
         if self.tied && self.task == RnnGoal::Lm && self.projection.unwrap_or(self.hidden) != self.embedding {
             bail_input!(
@@ -371,11 +380,12 @@ pub struct ForecastOutput {
     pub values: Tensor,
 }
 
-/// Windows of series to their next steps: the recurrent layers and `output`.
+/// Windows of series to their next steps: the recurrent layers, `output`, and `highway` where there is one.
 #[derive(Debug)]
 pub struct Forecaster {
     recurrent: Recurrent,
     output: Linear,
+    highway: Option<Linear>,
     config: RnnConfig,
     targets: i64,
     known: i64,
@@ -403,7 +413,14 @@ impl Forecaster {
                 features - targets - known
             );
         }
-        Ok(Self { recurrent, output, config: config.clone(), targets, known, horizon })
+        let highway = match config.highway {
+            true => {
+                let input = config.input.context("model.input is not known yet")?;
+                Some(Linear::new(&scope.child("highway"), input, horizon)?)
+            }
+            false => None,
+        };
+        Ok(Self { recurrent, output, highway, config: config.clone(), targets, known, horizon })
     }
 
     /// Windows `[batch, steps, features]` (targets first, known ones last) and the known features of the horizon `[batch, horizon, known]` to
@@ -455,16 +472,30 @@ impl Forecaster {
                 Tensor::stack(&steps, 1)
             }
         }; // [batch, horizon, targets, numbers]
-        let shift = last.unsqueeze(-1); // [batch, 1, targets, 1]
+        // What is added to every number that says where a value is: [batch, 1 or horizon, targets, 1].
+        let shift = match (&self.highway, self.config.last_value) {
+            (None, false) => None,
+            (None, true) => Some(last.unsqueeze(-1)),
+            (Some(highway), with_last) => {
+                let series = x.narrow(2, 0, self.targets).transpose(1, 2); // [batch, targets, steps]
+                let linear = highway.forward(&series).transpose(1, 2); // [batch, horizon, targets]
+                Some(if with_last { linear + &last } else { linear }.unsqueeze(-1))
+            }
+        };
         let values = match self.config.form {
             ForecastForm::Gaussian => {
                 let mean = raw.narrow(3, 0, 1);
-                let mean = if self.config.last_value { mean + shift } else { mean };
+                let mean = match &shift {
+                    Some(shift) => mean + shift,
+                    None => mean,
+                };
                 let deviation = raw.narrow(3, 1, 1).to_kind(Kind::Float).softplus() + SMALLEST_DEVIATION;
                 Tensor::cat(&[mean.to_kind(Kind::Float), deviation], 3)
             }
-            ForecastForm::Point | ForecastForm::Quantiles if self.config.last_value => raw + shift,
-            ForecastForm::Point | ForecastForm::Quantiles => raw,
+            ForecastForm::Point | ForecastForm::Quantiles => match &shift {
+                Some(shift) => raw + shift,
+                None => raw,
+            },
         };
         // Quantiles that cross are put in order.
         let values = match (self.config.form, train) {
