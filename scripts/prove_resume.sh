@@ -8,9 +8,9 @@ usage() {
     cat <<'END'
 usage: scripts/prove_resume.sh [KILLS] [SEED] [KIND]
 
-Trains small networks in eight ways (momentum and dropout; averaged weights and a plateau schedule; accumulation with a ragged end
-of the epoch; bfloat16; float16 with loss scaling; batch normalisation; ResNet-20 with augmentation and averaged weights; Adam
-with a schedule, warm-up and clipping), or in those whose names in tests/resume.rs hold the text KIND, and kills each
+Trains small networks in nine ways (momentum and dropout; averaged weights and a plateau schedule; accumulation with a ragged end
+of the epoch; bfloat16; float16 with loss scaling; batch normalisation; ResNet-20 with padded crops and averaged weights; with every
+variation, mixing and repeats; Adam with a schedule, warm-up and clipping), or in those whose names in tests/resume.rs hold the text KIND, and kills each
 training with SIGKILL again and again (before the first save, during saves and
 evaluations, in the last step, after the last save, twice running, at random) and resumes it. In the end all checkpoints must be
 those of an undisturbed run to the byte, and metrics.jsonl must hold every step once. Goes on until there have been KILLS kills

@@ -59,9 +59,7 @@ fn explanations_are_captums() {
 
 #[test]
 fn integrated_gradients_add_up_to_the_score() {
-    for (name, side) in
-        [("resnet18", 64), ("mobilenet_v3_small", 64), ("vit_b_32", 64), ("lenet5", 28), ("mlp", 28)]
-    {
+    for (name, side) in [("mobilenet_v3_small", 64), ("resnet20", 32), ("lenet5", 28), ("mlp", 28)] {
         let channels = image::find(name).unwrap().usual_input.0;
         let task = classifier(name, channels, side);
         let pixels = (formula::images(1, channels, [side, side]) * 127.0 + 128.0).to_kind(Kind::Uint8);

@@ -61,7 +61,7 @@ impl RawImage<'_> {
         let scaler = resize.scaler(self.size(), form.size);
         if let (Self::Decoded(DynamicImage::ImageRgb8(image)), 3) = (self, form.channels) {
             // Colours are scaled together, before they are taken apart.
-            scaler.append_colors(image.as_raw(), &mut whole, pixels);
+            scaler.append_colors(image.as_raw(), 3 * image.width() as usize, &mut whole, pixels);
             return Ok(());
         }
         self.append_part(self.whole(), form.channels, &mut whole)?;
@@ -88,11 +88,8 @@ impl RawImage<'_> {
         let scaler = Scaler::stretching(interpolation, size, form.size);
         if let (Self::Decoded(DynamicImage::ImageRgb8(image)), 3) = (self, form.channels) {
             let line = 3 * image.width() as usize;
-            let (first, last) = (3 * part.left, 3 * (part.left + part.width));
-            let rows = image.as_raw().chunks_exact(line).skip(part.top).take(part.height);
-            let mut cut = Vec::with_capacity(3 * part.height * part.width);
-            rows.for_each(|row| cut.extend_from_slice(&row[first..last]));
-            scaler.append_colors(&cut, spare, pixels);
+            let rows = &image.as_raw()[part.top * line + 3 * part.left..];
+            scaler.append_colors(rows, line, spare, pixels);
             return Ok(());
         }
         spare.clear();

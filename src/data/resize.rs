@@ -125,13 +125,14 @@ impl Scaler {
 
     /// Appends one channel, `[height, width]` bytes, at the new size.
     pub fn append_plane(&self, plane: &[u8], pixels: &mut Vec<u8>) {
-        run_wide(Scaling::<1> { scaler: self, image: plane, pixels });
+        run_wide(Scaling::<1> { scaler: self, image: plane, line: self.width, pixels });
     }
 
-    /// Appends the channels of `[height, width, 3]` bytes at the new size, each a plane. `spare` is room that may be used on the way.
-    pub fn append_colors(&self, image: &[u8], spare: &mut Vec<u8>, pixels: &mut Vec<u8>) {
+    /// Appends the channels of `[height, width, 3]` bytes at the new size, each a plane; the rows of the image begin `line` bytes apart. `spare` is room that may
+    /// be used on the way.
+    pub fn append_colors(&self, image: &[u8], line: usize, spare: &mut Vec<u8>, pixels: &mut Vec<u8>) {
         spare.clear();
-        run_wide(Scaling::<3> { scaler: self, image, pixels: spare });
+        run_wide(Scaling::<3> { scaler: self, image, line, pixels: spare });
         let start = pixels.len();
         pixels.resize(start + spare.len(), 0);
         let (red, rest) = pixels[start..].split_at_mut(spare.len() / 3);
@@ -142,10 +143,11 @@ impl Scaler {
     }
 }
 
-/// The scaling of an image of so many interleaved channels.
+/// The scaling of an image of so many interleaved channels, whose rows begin `line` bytes apart.
 struct Scaling<'a, const CHANNELS: usize> {
     scaler: &'a Scaler,
     image: &'a [u8],
+    line: usize,
     pixels: &'a mut Vec<u8>,
 }
 
@@ -154,8 +156,7 @@ impl<const CHANNELS: usize> IntegerLoop for Scaling<'_, CHANNELS> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { scaler: Scaler { rows, columns, width, rows_first }, image, pixels } = self;
-        let line = CHANNELS * width;
+        let Self { scaler: Scaler { rows, columns, rows_first, .. }, image, line, pixels } = self;
         pixels.reserve(CHANNELS * rows.taps.len() * columns.taps.len());
         if *rows_first {
             // Only the columns that the second pass looks at.
@@ -163,14 +164,15 @@ impl<const CHANNELS: usize> IntegerLoop for Scaling<'_, CHANNELS> {
             let bytes = CHANNELS * seen.start..CHANNELS * seen.end;
             let mut shortened = Vec::with_capacity(rows.taps.len() * bytes.len());
             rows.append_combined(image, line, bytes.clone(), 0, &mut shortened);
-            columns.append_narrowed::<CHANNELS>(&shortened, bytes.len(), seen.start, pixels);
+            columns.append_narrowed::<CHANNELS>(&shortened, bytes.len(), rows.taps.len(), seen.start, pixels);
         } else {
             let seen = rows.seen();
             let kept = CHANNELS * columns.taps.len();
             let mut narrowed = Vec::with_capacity(seen.len() * kept);
             columns.append_narrowed::<CHANNELS>(
-                &image[seen.start * line..seen.end * line],
+                &image[seen.start * line..],
                 line,
+                seen.len(),
                 0,
                 &mut narrowed,
             );
@@ -238,24 +240,32 @@ impl Filter {
         Self { taps: taps.collect() }
     }
 
-    /// Filters along each row of `length` bytes, the first pixel of which is pixel `offset` of the line that the filter is for.
+    /// Filters along so many rows, which begin `line` bytes apart; their first pixel is pixel `offset` of the line that the filter is for.
     #[inline(always)]
     fn append_narrowed<const CHANNELS: usize>(
         &self,
-        rows: &[u8],
-        length: usize,
+        image: &[u8],
+        line: usize,
+        rows: usize,
         offset: usize,
         pixels: &mut Vec<u8>,
     ) {
         let start = pixels.len();
         let kept = CHANNELS * self.taps.len();
-        pixels.resize(start + rows.len() / length * kept, 0);
-        for (row, out) in rows.chunks_exact(length).zip(pixels[start..].chunks_exact_mut(kept)) {
+        pixels.resize(start + rows * kept, 0);
+        for (row, out) in pixels[start..].chunks_exact_mut(kept).enumerate() {
+            let row = &image[row * line..];
             for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
                 let seen = &row[CHANNELS * (taps.first - offset)..];
-                let mut sums = [Taps::HALF; CHANNELS];
-                for (&weight, pixel) in taps.weights.iter().zip(seen.chunks_exact(CHANNELS)) {
-                    for (sum, &value) in sums.iter_mut().zip(pixel) {
+                // Four lanes, of which some are not used, go through the processor as one.
+                let mut sums = [Taps::HALF; 4];
+                for (tap, &weight) in taps.weights.iter().enumerate() {
+                    let pixel = &seen[CHANNELS * tap..];
+                    let values = match pixel.first_chunk::<4>() {
+                        Some(values) => *values,
+                        None => std::array::from_fn(|lane| pixel.get(lane).copied().unwrap_or(0)),
+                    };
+                    for (sum, value) in sums.iter_mut().zip(values) {
                         *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
                     }
                 }
