@@ -95,7 +95,7 @@ fn scores_and_gradients_are_those_of_transformers() {
             assert_close(&numbers(&scores), &list(&expected["scores"]), 1e-5, name);
             let mut weights = formula::tensor(&scores.size(), 2000);
             if !matches!(head, HeadKind::Sequence(_)) {
-                weights = weights * given.mask.unsqueeze(-1);
+                weights *= given.mask.unsqueeze(-1);
             }
             let mut loss = (&scores * weights).sum(Kind::Float);
             if !expected["pooled"].is_null() {

@@ -175,7 +175,7 @@ fn marian_and_t5_are_transformers() -> Result<()> {
             let marks = Marks { begin: 0, end: 1, ..Marks::default() };
             let mut writer = TargetWriter::new(model.as_ref(), &source, &mask);
             let texts: Vec<_> =
-                search(&mut writer, 2, &marks, &search_config, Device::Cpu).into_iter().flatten().collect();
+                search(&mut writer, 2, &marks, &search_config, Device::Cpu)?.into_iter().flatten().collect();
             let expected: Vec<Vec<i64>> = serde_json::from_value(found["sequences"].clone())?;
             assert_eq!(texts.len(), expected.len());
             for (number, (text, expected)) in texts.iter().zip(expected).enumerate() {
@@ -352,7 +352,7 @@ fn a_beam_wide_enough_finds_what_counting_everything_out_finds() {
                 scores: scores.shallow_clone(),
                 before: Tensor::zeros([1], (Kind::Int64, Device::Cpu)),
             };
-            let found = search(&mut table, 1, &marks, &config, Device::Cpu);
+            let found = search(&mut table, 1, &marks, &config, Device::Cpu).unwrap();
             assert_eq!(found[0][0].tokens, tokens[2..], "seed {seed}, length penalty {length_penalty}");
             assert!((found[0][0].score - score).abs() < 1e-5);
         }

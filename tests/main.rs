@@ -35,3 +35,4 @@ mod text_scores;
 mod torchscript;
 mod transformer;
 mod weights;
+mod writing;

@@ -360,7 +360,16 @@ fn a_module_is_a_backbone_under_a_new_head() {
     assert!(tensors["backbone.body.0.weight"].equal(&before));
     // Exported, module and head are one module.
     let saved = place.join("saved.pt").display().to_string();
-    crate::support::process::done(["export", &out, "--format", "torchscript", "--out", &saved]);
+    crate::support::process::done([
+        "export",
+        &out,
+        "--checkpoint",
+        "last",
+        "--format",
+        "torchscript",
+        "--out",
+        &saved,
+    ]);
     let made = ScriptModule::load(Path::new(&saved), Device::Cpu).unwrap();
     let x = Tensor::randn([2, 1, 16, 16], (Kind::Float, Device::Cpu));
     let found = made.forward("forward", &x, "").unwrap();

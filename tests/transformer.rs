@@ -30,7 +30,7 @@ fn sentences(count: usize, seed: usize) -> Vec<(String, &'static str)> {
         let (class, words) = CLASSES[number % CLASSES.len()];
         let word = |place: usize| {
             let mixed = number * 31 + place * 17 + seed * 7 + number / 5;
-            if place % 2 == 0 { FILLERS[mixed % 5] } else { words[mixed % 4] }
+            if place.is_multiple_of(2) { FILLERS[mixed % 5] } else { words[mixed % 4] }
         };
         let length = 3 + (number * 7 + seed) % 9;
         ((0..length).map(word).collect::<Vec<_>>().join(" "), class)
@@ -209,7 +209,7 @@ fn several_labels_and_values() {
         );
     }
     let several = place.write("several.jsonl", rows);
-    let recipe = place.recipe("classify", json!({"training": {"epochs": 24}}));
+    let recipe = place.recipe("classify", json!({"training": {"epochs": 40}}));
     let run = place.train(
         "several",
         &["--recipe", &recipe, "--data", &several, "--multi-label", "--metric", "micro_f1"],
@@ -362,8 +362,10 @@ fn embeddings_learn_from_pairs_and_come_in_three_forms() {
         rows += &format!("{text}\t{other}\t{}\n", if class == other_class { 1.0 } else { 0.0 });
     }
     let data = place.write("pairs.tsv", rows);
-    let recipe =
-        place.recipe("embed", json!({"model": {"pair_loss": "cosine"}, "training": {"metric": "spearman"}}));
+    let recipe = place.recipe(
+        "embed",
+        json!({"model": {"pair_loss": "cosine"}, "training": {"metric": "spearman", "epochs": 30}}),
+    );
     let run = place.train("embed", &["--recipe", &recipe, "--data", &data]);
     let summary = read_json(&place.path("embed/summary.json"));
     assert!(summary["best"]["spearman"].as_f64().unwrap() > 0.6, "{summary}");

@@ -1,6 +1,6 @@
 //! The most probable texts: greedy decoding and beam search, with the results of transformers' `generate`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{IndexOp, Kind, Tensor};
 
@@ -90,20 +90,26 @@ pub struct Hypothesis {
     pub score: f64,
 }
 
+/// What is told of a copy that failed.
+const COPYING: &str = "copying scores to the host";
 /// Steps between looks at whether greedy decoding is done, each of which waits for the device.
 const STEPS_BETWEEN_LOOKS: usize = 8;
 
 /// The best texts for each of `sources` rows, best first.
+///
+/// # Errors
+/// Scores that cannot be copied from the device.
 pub fn search(
     writer: &mut dyn Writer,
     sources: usize,
     marks: &Marks,
     config: &SearchConfig,
     device: tch::Device,
-) -> Vec<Vec<Hypothesis>> {
+) -> Result<Vec<Vec<Hypothesis>>> {
     let _guard = tch::no_grad_guard();
     if config.beam == 1 {
-        return greedy(writer, sources, marks, config, device).into_iter().map(|text| vec![text]).collect();
+        let texts = greedy(writer, sources, marks, config, device)?;
+        return Ok(texts.into_iter().map(|text| vec![text]).collect());
     }
     beam(writer, sources, marks, config, device)
 }
@@ -174,7 +180,7 @@ fn greedy(
     marks: &Marks,
     config: &SearchConfig,
     device: tch::Device,
-) -> Vec<Hypothesis> {
+) -> Result<Vec<Hypothesis>> {
     let mut done: Vec<Option<Hypothesis>> = vec![None; sources];
     let mut rows: Vec<usize> = (0..sources).collect();
     let mut newest = Tensor::full([sources as i64], marks.begin, (Kind::Int64, device));
@@ -193,7 +199,7 @@ fn greedy(
         if !look {
             continue;
         }
-        let new: Vec<Vec<f64>> = Vec::try_from(&Tensor::stack(&steps, 0)).unwrap(); // [2 · steps, rows]
+        let new: Vec<Vec<f64>> = Vec::try_from(&Tensor::stack(&steps, 0)).context(COPYING)?; // [2 · steps, rows]
         steps.clear();
         let mut kept = Vec::new();
         for (number, &row) in rows.iter().enumerate() {
@@ -229,7 +235,7 @@ fn greedy(
             rows = kept.iter().map(|&number| rows[number as usize]).collect();
         }
     }
-    done.into_iter().flatten().collect()
+    Ok(done.into_iter().flatten().collect())
 }
 
 /// One text being written in a beam.
@@ -253,7 +259,7 @@ fn beam(
     marks: &Marks,
     config: &SearchConfig,
     device: tch::Device,
-) -> Vec<Vec<Hypothesis>> {
+) -> Result<Vec<Vec<Hypothesis>>> {
     let width = config.beam;
     let mut results: Vec<Vec<Hypothesis>> = vec![Vec::new(); sources];
     let begin = Running { tokens: Vec::new(), log_probability: 0.0 };
@@ -275,8 +281,8 @@ fn beam(
         // Twice the width, so that enough go on even if the best all end.
         let candidates = (2 * width as i64).min(per_source * vocabulary);
         let (values, places) = all.topk(candidates, 1, true, true);
-        let values: Vec<Vec<f32>> = Vec::try_from(&values).unwrap();
-        let places: Vec<Vec<i64>> = Vec::try_from(&places).unwrap();
+        let values: Vec<Vec<f32>> = Vec::try_from(&values).context(COPYING)?;
+        let places: Vec<Vec<i64>> = Vec::try_from(&places).context(COPYING)?;
         let last = length == config.max_length;
         let mut origins = Vec::new();
         let mut next = Vec::new();
@@ -352,7 +358,7 @@ fn beam(
             .collect();
         newest = Tensor::from_slice(&tokens).to_device(device);
     }
-    results
+    Ok(results)
 }
 
 fn log_probabilities(writer: &mut dyn Writer, newest: &Tensor) -> Tensor {

@@ -246,7 +246,7 @@ mod tests {
             let bytes = to_npy(&tensor)?;
             assert!(
                 bytes.len() >= 64
-                    && (bytes.len() - count as usize * tensor.kind().elt_size_in_bytes()) % 64 == 0
+                    && (bytes.len() - count as usize * tensor.kind().elt_size_in_bytes()).is_multiple_of(64)
             );
             let read = parse("a.npy", &bytes)?;
             assert_eq!((read.kind(), read.size()), (kind, shape));

@@ -67,7 +67,15 @@ impl Translation {
     }
 
     /// The best target texts of sources, `[batch, length]` with their `mask`.
-    pub fn write(&self, source: &Tensor, mask: &Tensor, config: &SearchConfig) -> Vec<Vec<Hypothesis>> {
+    ///
+    /// # Errors
+    /// Scores that cannot be copied from the device.
+    pub fn write(
+        &self,
+        source: &Tensor,
+        mask: &Tensor,
+        config: &SearchConfig,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
         let mut writer = TargetWriter::new(self.model.as_ref(), source, mask);
         search(&mut writer, source.size()[0] as usize, &self.marks, config, source.device())
     }
@@ -100,7 +108,7 @@ impl Task for Translation {
         let correct = logits.detach().f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
         let outcome = match (&self.search, train) {
             (Some(config), false) => {
-                let texts = self.write(&batch.source, &batch.mask, config);
+                let texts = self.write(&batch.source, &batch.mask, config)?;
                 Some(Outcome {
                     prediction: written(&texts, self.marks.end)?,
                     target: batch.references.shallow_clone(),

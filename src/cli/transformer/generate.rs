@@ -1,7 +1,7 @@
 //! `generate` and `score`: what a decoder language model writes, and how likely it finds a text.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -182,7 +182,7 @@ impl Writing<'_> {
     }
 
     /// A text for each line of a file, in batches of prompts of any length.
-    fn all(&self, path: &PathBuf, device: Device) -> Result<()> {
+    fn all(&self, path: &Path, device: Device) -> Result<()> {
         let arguments = self.arguments;
         let mut prompts = Vec::new();
         let name = if path.as_os_str() == "-" { "stdin".to_owned() } else { path.display().to_string() };

@@ -236,7 +236,7 @@ impl Translator {
             let (source, mask) = (padded.ids.to_device(device), padded.mask()?.to_device(device));
             let mut writer = TargetWriter::new(task.model(), &source, &mask);
             let texts = match &self.sampling {
-                None => search(&mut writer, rows.len(), task.marks(), &self.search, device),
+                None => search(&mut writer, rows.len(), task.marks(), &self.search, device)?,
                 Some((config, seed)) => {
                     let seeds: Vec<u64> =
                         batch.iter().map(|&line| seed.wrapping_add(self.lines + line as u64)).collect();

@@ -219,9 +219,11 @@ impl Rows {
             let mut from = 0;
             for length in &row.lengths {
                 // The last token of a text says nothing about the next text.
-                for place in from..from + length - 1 {
-                    if row.learned[place + 1] {
-                        labels[place] = row.tokens[place + 1];
+                let text = from..from + length - 1;
+                let next = row.tokens[from + 1..].iter().zip(&row.learned[from + 1..]);
+                for (label, (&token, &is_learned)) in labels[text].iter_mut().zip(next) {
+                    if is_learned {
+                        *label = token;
                         learned += 1;
                     }
                 }

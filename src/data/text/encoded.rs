@@ -128,11 +128,14 @@ impl Tokens {
 /// Tokens that are being collected in memory.
 #[derive(Debug)]
 pub enum TokenBuffer {
+    /// Of a vocabulary that two bytes number.
     Two(Vec<u16>),
+    /// Of a larger one.
     Four(Vec<u32>),
 }
 
 impl TokenBuffer {
+    /// For the numbers of a vocabulary of that size.
     pub fn new(vocabulary_size: usize) -> Self {
         match vocabulary_size <= 1 << 16 {
             true => Self::Two(Vec::new()),
@@ -140,6 +143,7 @@ impl TokenBuffer {
         }
     }
 
+    /// How many there are.
     pub fn len(&self) -> usize {
         match self {
             Self::Two(tokens) => tokens.len(),
@@ -147,6 +151,12 @@ impl TokenBuffer {
         }
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends numbers of the vocabulary.
     pub fn extend(&mut self, ids: &[u32]) {
         match self {
             Self::Two(tokens) => tokens.extend(ids.iter().map(|&id| id as u16)),

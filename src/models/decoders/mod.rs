@@ -25,7 +25,7 @@ pub enum DecoderConfig {
     /// GPT-2.
     Gpt2(Gpt2Config),
     /// LLaMA.
-    Llama(LlamaConfig),
+    Llama(Box<LlamaConfig>),
 }
 
 impl DecoderConfig {
@@ -33,7 +33,7 @@ impl DecoderConfig {
     pub fn usual(name: &str) -> Option<Self> {
         match name {
             "gpt2" => Some(Self::Gpt2(Gpt2Config::default())),
-            "llama" => Some(Self::Llama(LlamaConfig::default())),
+            "llama" => Some(Self::Llama(Box::default())),
             _ => None,
         }
     }
@@ -45,7 +45,7 @@ impl DecoderConfig {
     pub fn build(&self, scope: &Scope) -> Result<Box<dyn Decoder>> {
         Ok(match self.clone() {
             Self::Gpt2(config) => Box::new(Gpt2::new(scope, config)?),
-            Self::Llama(config) => Box::new(Llama::new(scope, config)?),
+            Self::Llama(config) => Box::new(Llama::new(scope, *config)?),
         })
     }
 
