@@ -351,7 +351,8 @@ fn a_module_is_a_backbone_under_a_new_head() {
     ];
     let finished = run(&mut crate::support::process::cnn([&fixed[..], &flags, &SHAPED].concat()));
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let tensors = read_safetensors(&Path::new(&out).join("checkpoints/last/model.safetensors")).unwrap();
+    // What the recipe averages is what is used afterwards.
+    let tensors = read_safetensors(&Path::new(&out).join("checkpoints/last/ema.safetensors")).unwrap();
     assert_eq!(tensors["head.weight"].size()[1], 8);
     // Frozen: as in the file.
     let scripted = ScriptModule::load(Path::new(&module), Device::Cpu).unwrap();
@@ -376,7 +377,8 @@ fn a_module_is_a_backbone_under_a_new_head() {
     scripted.set_training(false).unwrap();
     let features = scripted.forward("features", &x, "").unwrap();
     let expected = features.linear(&tensors["head.weight"], Some(&tensors["head.bias"]));
-    assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
+    let apart = (&found - &expected).abs().max().double_value(&[]);
+    assert!(apart < 1e-5, "{apart}: {found} and {expected}");
 }
 
 #[test]

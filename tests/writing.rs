@@ -17,10 +17,12 @@ const DIGITS: [(&str, &str); 6] = [
 
 /// Pairs of digits in two languages; `part` makes other pairs.
 fn pairs(count: usize, part: usize) -> (String, String) {
-    let digit =
-        |number: usize, place: usize| DIGITS[(number * 7 + place * (number + 3) + part * 5) % DIGITS.len()];
     let line = |number: usize, side: fn((&'static str, &'static str)) -> &'static str| {
-        let words = (0..1 + (number + part) % 4).map(|place| side(digit(number, place)));
+        let mut state = number * 7919 + part * 104_729 + 1;
+        let words = (0..1 + (number + part) % 4).map(|_| {
+            state = (state * 1_103_515_245 + 12_345) % (1 << 31);
+            side(DIGITS[(state >> 16) % DIGITS.len()])
+        });
         words.collect::<Vec<_>>().join(" ") + "\n"
     };
     (
@@ -45,7 +47,7 @@ impl Place {
 
     /// A folder with aligned files.
     fn aligned(&self) -> String {
-        for (name, count, part) in [("train", 240, 0), ("val", 20, 1), ("test", 20, 2)] {
+        for (name, count, part) in [("train", 800, 0), ("val", 20, 1), ("test", 20, 2)] {
             let (source, target) = pairs(count, part);
             self.write(&format!("pairs/{name}.en"), &source);
             self.write(&format!("pairs/{name}.de"), &target);
@@ -63,8 +65,8 @@ impl Place {
             "data": {"source": "en", "target": "de", "max_length": 16,
                      "tokenizer": {"kind": "bpe", "vocab_size": 300}},
             "training": {
-                "epochs": 10, "batch_size": 12, "eval_batch_size": 20, "threads": 1, "label_smoothing": 0.05,
-                "optimizer": {"name": "adam", "lr": 0.004, "betas": [0.9, 0.98]}, "schedule": {"name": "linear"},
+                "epochs": 16, "batch_size": 12, "eval_batch_size": 20, "threads": 1, "label_smoothing": 0.05,
+                "optimizer": {"name": "adam", "lr": 0.003, "betas": [0.9, 0.98]}, "schedule": {"name": "linear"},
                 "warmup": 20, "clip_norm": 1.0, "metric": "bleu",
             },
         });
@@ -169,8 +171,9 @@ fn a_language_model_learns_writes_scores_and_is_exported() {
             &json!({
                 "name": "small", "model": {"task": "lm", "config": model},
                 "data": {"tokenizer": {"kind": "characters"}, "block": 32},
-                "training": {"steps": 150, "batch_size": 8, "threads": 1, "eval_every": 75,
-                             "optimizer": {"name": "adamw", "lr": 0.005}, "warmup": 10, "clip_norm": 1.0},
+                "training": {"steps": 400, "batch_size": 16, "threads": 1, "eval_every": 200,
+                             "optimizer": {"name": "adamw", "lr": 0.01}, "schedule": {"name": "linear"},
+                             "warmup": 20, "clip_norm": 1.0},
             })
             .to_string(),
         )
@@ -199,7 +202,7 @@ fn a_language_model_learns_writes_scores_and_is_exported() {
         let scored = done(run(&mut transformer(["score", &folder, &data, "--format", "json"])));
         let scored: Value = serde_json::from_str(&scored).unwrap();
         assert_eq!(scored["tokens"].as_u64().unwrap() as usize, text.len() - 1);
-        assert!(scored["loss"].as_f64().unwrap() < 0.5);
+        assert!(scored["loss"].as_f64().unwrap() < 0.5, "{scored}");
         // The exported folder is a model that stands wherever a run does.
         let exported = place.text(&format!("{name}-hf"));
         done(run(&mut transformer(["export", &folder, "--format", "hf", "--out", &exported])));

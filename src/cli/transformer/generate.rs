@@ -263,7 +263,9 @@ pub struct ScoreArgs {
 pub fn score(arguments: &ScoreArgs) -> Result<()> {
     let mut session = Session::<LanguageModelling>::open(&arguments.run)?;
     let tokenizer = open_tokenizer(&session.recipe)?;
+    // Beyond the blocks that it was trained on a model has learned nothing of places.
     let context = session.recipe.model.config()?.context() as usize;
+    let block = session.recipe.data.block.unwrap_or(context);
     let log = Log::new(Verbosity::from_flags(true, true));
     let interrupt = Interrupt::listen()?;
     for path in &arguments.files {
@@ -273,7 +275,7 @@ pub fn score(arguments: &ScoreArgs) -> Result<()> {
             false => tokenizer.encode_file(path)?,
         };
         let count = tokens.len();
-        let data = Arc::new(LanguageData::Blocks(TextBlocks::new(tokens, context, false, &name)?));
+        let data = Arc::new(LanguageData::Blocks(TextBlocks::new(tokens, block, false, &name)?));
         let bar = log.progress(&name, 0, None);
         let settings = EvaluationSettings::of(&session.recipe.training);
         let Some(evaluation) =
