@@ -200,7 +200,7 @@ pub fn open_zip(file: FileMap, selected: Option<&str>) -> Result<Weights> {
 /// The modules of a TorchScript archive in the order of their making: dotted name, empty for the module itself, and class.
 ///
 /// # Errors
-/// As [`open_zip`]; the archive is of something else.
+/// As for other archives; this one is of something else.
 pub fn script_modules(path: &std::path::Path) -> Result<Vec<(String, String)>> {
     let file = FileMap::open(path)?;
     let name = path.display().to_string();

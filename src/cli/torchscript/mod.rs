@@ -76,7 +76,7 @@ pub struct PreprocessArgs {
     /// Scale and normalise images as published weights of this architecture expect, as in efficientnet-lite0
     #[arg(long, value_name = "NAME")]
     pub preprocess: Option<String>,
-    /// Set a key of the images' form, as in data.image_size=[224,224], data.mean=[0.5]; may be repeated
+    /// Set a key of the images' form, as in data.resize=256; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Make tokens of texts: a tokenizer.json, a vocab.txt, or a Hugging Face folder; text:…, or a .txt file of one text a line, then is

@@ -158,7 +158,7 @@ pub enum TransformerVerb {
     Embed(Box<vectors::EmbedArgs>),
     /// Texts by likeness to others
     Similar(Box<vectors::SimilarArgs>),
-    /// Words for [MASK]
+    /// Words for hidden places of a text
     Fill(Box<fill::FillArgs>),
     /// Texts in another language, line for line
     Translate(Box<translate::TranslateArgs>),
