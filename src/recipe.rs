@@ -88,6 +88,14 @@ impl Attachments {
         self.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file())
     }
 
+    /// Where a file is, for messages.
+    pub fn place(&self, name: &str) -> String {
+        match &self.folder {
+            Some(folder) if !self.added.contains_key(name) => folder.join(name).display().to_string(),
+            _ => name.to_owned(),
+        }
+    }
+
     /// Writes what was added into the folder of a run.
     pub fn write(&self, run: &Path) -> Result<()> {
         for (name, source) in &self.copied {

@@ -29,9 +29,6 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
         let attachments = std::mem::take(&mut session.recipe.attachments);
         session.recipe = recipe::typed(value, "--data")?;
         session.recipe.attachments = attachments;
-        if let Some(run) = &arguments.run.run {
-            F::attach(&mut session.recipe, run);
-        }
     } else if session.step.is_none() {
         bail_input!("weights without a run come without data: give --data");
     }

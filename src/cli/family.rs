@@ -72,9 +72,6 @@ pub trait Family: Sized {
         Self::DEFAULT_RECIPE
     }
 
-    /// Tells a recipe that was read back from a run where the run is: what [`Family::keep`] wrote is there.
-    fn attach(_recipe: &mut FamilyRecipe<Self>, _run: &Path) {}
-
     /// The recipes compiled in.
     fn presets() -> &'static [Preset];
 
@@ -102,11 +99,6 @@ pub trait Family: Sized {
     /// Copies weights from elsewhere into the model that a training starts with.
     fn load(task: &Self::Task, source: &Path, strict: bool) -> Result<Loaded> {
         weights::load(task.parameters(), source, strict)
-    }
-
-    /// Puts into the folder of a new run what its verbs will need besides recipe and weights: a tokenizer, for one.
-    fn keep(_recipe: &FamilyRecipe<Self>, _data: &Splits<Arc<Self::Dataset>>, _run: &Path) -> Result<()> {
-        Ok(())
     }
 
     /// The recipe of a folder with weights and a configuration, or of `hf:ORG/NAME`, in place of a run.

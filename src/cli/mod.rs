@@ -24,6 +24,7 @@ pub mod tokenizer;
 pub mod torchscript;
 mod train;
 pub mod transformer;
+mod writing;
 
 pub use args::{
     CommonVerb, CompareArgs, DeviceArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, ModelArgs, RecipesArgs,

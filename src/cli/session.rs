@@ -63,7 +63,6 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
     }
     // What the run keeps beside its recipe is no change of it.
     after.attachments = Attachments::of(run);
-    F::attach(&mut after, run);
     Ok(after)
 }
 
@@ -216,7 +215,6 @@ impl<F: Family> Session<F> {
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        F::attach(&mut recipe, run);
         let device = prepare(&mut recipe.training)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
         let mut task = F::build(&recipe, parameters)?;
@@ -312,6 +310,5 @@ pub fn trained_recipe<F: Family>(run: &Path) -> Result<FamilyRecipe<F>> {
     let mut recipe: FamilyRecipe<F> =
         recipe::typed(read_recipe(run)?, &format!("the recipe of {}", run.display()))?;
     recipe.attachments = Attachments::of(run);
-    F::attach(&mut recipe, run);
     Ok(recipe)
 }

@@ -30,11 +30,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
     let mut recipe = match &arguments.resume {
-        Some(run) => {
-            let mut recipe = session::resumed_recipe::<F>(run, arguments, &log)?;
-            F::attach(&mut recipe, run);
-            recipe
-        }
+        Some(run) => session::resumed_recipe::<F>(run, arguments, &log)?,
         None => session::new_recipe::<F>(arguments)?,
     };
     let device = session::prepare(&mut recipe.training)?;
@@ -59,9 +55,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         }
         None => {
             let path = arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name));
-            let folder = RunFolder::create(&path)?;
-            F::keep(&recipe, &data, folder.path())?;
-            folder
+            RunFolder::create(&path)?
         }
     };
     recipe.attachments.write(folder.path())?;

@@ -72,6 +72,11 @@ impl Parameters {
         self.lora.as_deref()
     }
 
+    /// Whether tensors begin with drawn values, and not with those of a file.
+    pub fn draws(&self) -> bool {
+        self.draws
+    }
+
     /// Where the tensors are.
     pub fn device(&self) -> Device {
         self.device

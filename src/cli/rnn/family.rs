@@ -1,6 +1,5 @@
 //! What `rnn` tells the shared verbs.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,10 +9,10 @@ use tch::{Device, Kind, Tensor};
 use crate::cli::family::{Family, FamilyRecipe, Network};
 use crate::data::Splits;
 use crate::data::sequences::{
-    BASELINES, OpenedSequences, OpenedTokenizer, SHAKESPEARE_MINI, SYNTHETIC, SequenceDataConfig, Sequences,
-    TOKENIZER, open_labelled, open_series, open_text,
+    BASELINES, OpenedSequences, SHAKESPEARE_MINI, SYNTHETIC, SequenceDataConfig, Sequences, open_labelled,
+    open_series, open_text,
 };
-use crate::data::text::WordVectors;
+use crate::data::text::{TOKENIZER_FILE, TextTokenizer, WordVectors};
 use crate::models::Parameters;
 use crate::models::recurrent::{
     Cell, Forecaster, LanguageModel, Recurrent, RnnConfig, RnnGoal, SequenceClassifier,
@@ -32,6 +31,21 @@ use crate::{bad_input, bail_input};
 
 /// Recurrent networks.
 pub struct Rnn;
+
+/// The tokenizer of a recipe on texts: the one that they were read with, or that their run has kept.
+///
+/// # Errors
+/// There is none.
+pub fn known_tokenizer(recipe: &FamilyRecipe<Rnn>) -> Result<TextTokenizer> {
+    match kept_tokenizer(recipe)? {
+        Some(tokenizer) => Ok(tokenizer),
+        None => bail_input!("the run has no {TOKENIZER_FILE}: texts cannot be read without it"),
+    }
+}
+
+fn kept_tokenizer(recipe: &FamilyRecipe<Rnn>) -> Result<Option<TextTokenizer>> {
+    TextTokenizer::attached(&recipe.attachments, TOKENIZER_FILE)
+}
 
 macro_rules! presets {
     ($($name:literal),* $(,)?) => {
@@ -54,17 +68,6 @@ impl Family for Rnn {
             "classify" => "keras-lstm",
             "forecast" => "lstm-forecast",
             _ => Self::DEFAULT_RECIPE,
-        }
-    }
-
-    fn attach(recipe: &mut FamilyRecipe<Self>, run: &Path) {
-        recipe.data.run = Some(run.to_owned());
-    }
-
-    fn keep(recipe: &FamilyRecipe<Self>, _data: &Splits<Arc<Sequences>>, run: &Path) -> Result<()> {
-        match &recipe.data.opened.0 {
-            Some(tokenizer) => tokenizer.save(&run.join(TOKENIZER)),
-            None => Ok(()),
         }
     }
 
@@ -123,16 +126,21 @@ impl Family for Rnn {
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Sequences>>> {
+        let kept = kept_tokenizer(recipe)?;
+        let is_new = kept.is_none();
+        let attachments = &mut recipe.attachments;
         let (training, model, data) = (&mut recipe.training, &mut recipe.model, &mut recipe.data);
         match model.task {
             RnnGoal::Classify => {
                 let OpenedSequences { splits, classes, tokenizer, standards } =
-                    open_labelled(data, training.seed)?;
+                    open_labelled(data, training.seed, kept)?;
                 settle("classes", &mut model.classes, classes.len() as i64)?;
                 data.classes = Some(classes);
                 if let Some(tokenizer) = tokenizer {
                     settle("vocabulary", &mut model.vocabulary, tokenizer.vocabulary_size() as i64)?;
-                    data.opened = OpenedTokenizer(Some(Arc::new(tokenizer)));
+                    if is_new {
+                        tokenizer.attach(attachments, TOKENIZER_FILE)?;
+                    }
                 }
                 if let Some((features, mean, std)) = standards {
                     settle("features", &mut model.features, features as i64)?;
@@ -146,7 +154,7 @@ impl Family for Rnn {
                 Ok(shared(splits, Sequences::Labelled))
             }
             RnnGoal::Lm => {
-                let opened = open_text(data, training.batch_size, training.eval_batch_size())?;
+                let opened = open_text(data, training.batch_size, training.eval_batch_size(), kept)?;
                 settle("vocabulary", &mut model.vocabulary, opened.tokenizer.vocabulary_size() as i64)?;
                 log.info(format!(
                     "{} of {} tokens; {} tokens to learn from",
@@ -154,7 +162,9 @@ impl Family for Rnn {
                     format::count(opened.tokenizer.vocabulary_size() as u64),
                     format::count(opened.splits.train.tokens().len() as u64)
                 ));
-                data.opened = OpenedTokenizer(Some(Arc::new(opened.tokenizer)));
+                if is_new {
+                    opened.tokenizer.attach(attachments, TOKENIZER_FILE)?;
+                }
                 Ok(shared(opened.splits, Sequences::Text))
             }
             RnnGoal::Forecast => {
@@ -178,10 +188,10 @@ impl Family for Rnn {
         Ok(match model.task {
             RnnGoal::Classify => {
                 let network = SequenceClassifier::new(&parameters.root(), model)?;
-                if let (Some(path), Some(tokenizer), Some(embedding)) =
-                    (&data.vectors, &data.opened.0, network.embedding())
-                {
-                    WordVectors::read(path, tokenizer)?.write_into(embedding.weight())?;
+                // A trained table is in its checkpoint.
+                let vectors = data.vectors.as_ref().filter(|_| parameters.draws());
+                if let (Some(path), Some(embedding)) = (vectors, network.embedding()) {
+                    WordVectors::read(path, &known_tokenizer(recipe)?)?.write_into(embedding.weight())?;
                 }
                 let classes = data.classes.clone().unwrap_or_default();
                 let loss = ClassificationLoss {
@@ -196,7 +206,7 @@ impl Family for Rnn {
                 SequenceTask::Classify(SequenceClassification::new(parameters, network, classes, &loss)?)
             }
             RnnGoal::Lm => {
-                let tokenizer = data.known_tokenizer()?;
+                let tokenizer = known_tokenizer(recipe)?;
                 if model.vocabulary != Some(tokenizer.vocabulary_size() as i64) {
                     bail_input!(
                         "the tokenizer has {} tokens, but model.vocabulary is {:?}: they are not of one run",

@@ -1,19 +1,19 @@
 //! `generate`: a language model goes on with a text.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use tch::{Device, Kind, Tensor};
 
-use super::family::{Rnn, language_model};
+use super::family::{Rnn, known_tokenizer, language_model};
 use crate::bail_input;
 use crate::cli::args::RunArgs;
 use crate::cli::session::Session;
-use crate::generation::{SamplingConfig, TextStream, TokenSampler};
+use crate::cli::writing::{WritingArgs, prompt_of};
+use crate::generation::{TextStream, TokenSampler};
 use crate::native::modes::InferenceMode;
-use crate::reporting::{Log, Verbosity, format};
 use crate::tasks::Task;
 
 /// Arguments of `generate`.
@@ -27,61 +27,26 @@ pub struct GenerateArgs {
     /// Tokens to write at most
     #[arg(long, value_name = "N", default_value_t = 500)]
     length: usize,
-    /// Below 1 likely tokens become likelier; 0 takes the likeliest always
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    temperature: f64,
-    /// Choose among so many of the likeliest tokens
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f64,
-    /// Choose among tokens at least this many times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f64,
-    /// Make tokens less likely that are there already; 1 does not
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f64,
-    /// Seed of the choices
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Stop where this text would come; may be repeated
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
     /// Texts to write, each with its own seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: u64,
-    /// Leave the prompt out
-    #[arg(long)]
-    no_echo: bool,
-    /// Say on stderr how fast it was
-    #[arg(long)]
-    timing: bool,
+    #[command(flatten)]
+    writing: WritingArgs,
 }
 
 /// Runs the verb.
 pub fn run(arguments: &GenerateArgs) -> Result<()> {
-    let sampling = SamplingConfig {
-        temperature: arguments.temperature,
-        top_k: arguments.top_k,
-        top_p: arguments.top_p,
-        min_p: arguments.min_p,
-        repetition_penalty: arguments.repetition_penalty,
-    };
-    sampling.validate()?;
+    let writing = &arguments.writing;
+    let sampling = writing.sampling()?;
     let mut model = arguments.run.as_model();
     // A single token at a time has too little in it for two threads: handing it over costs more than computing it.
     model.device.threads.get_or_insert(1);
     let session = Session::<Rnn>::open(&model)?;
-    let tokenizer = session.recipe.data.known_tokenizer()?;
+    let tokenizer = known_tokenizer(&session.recipe)?;
     let (network, recurrent) = language_model(&session.task)?;
     let prompt = match arguments.prompt.as_deref() {
-        Some("-") => stdin()?,
-        Some(text) => text.to_owned(),
-        None if !std::io::stdin().is_terminal() => {
-            Some(stdin()?).filter(|text| !text.is_empty()).unwrap_or("\n".to_owned())
-        }
-        None => "\n".to_owned(),
+        Some(given) => prompt_of(Some(given))?,
+        None => Some(prompt_of(None)?).filter(|text| !text.is_empty()).unwrap_or("\n".to_owned()),
     };
     let mut before = tokenizer.encode_stream(prompt.as_bytes(), "the prompt")?;
     if before.is_empty() {
@@ -112,9 +77,9 @@ pub fn run(arguments: &GenerateArgs) -> Result<()> {
     };
     for sample in 0..arguments.samples {
         let began = Instant::now();
-        let mut sampler = TokenSampler::new(sampling.clone(), arguments.seed.wrapping_add(sample))?;
-        let mut stream = TextStream::after(&tokenizer, &prompt_tokens, arguments.stop.clone());
-        if !arguments.no_echo && prompt != "\n" {
+        let mut sampler = TokenSampler::new(sampling.clone(), writing.seed.wrapping_add(sample))?;
+        let mut stream = TextStream::after(&tokenizer, &prompt_tokens, writing.stop.clone());
+        if !writing.no_echo && prompt != "\n" {
             write(&mut out, &prompt)?;
         }
         let mut tokens = prompt_tokens.clone();
@@ -136,27 +101,7 @@ pub fn run(arguments: &GenerateArgs) -> Result<()> {
         }
         write(&mut out, &stream.finish()?)?;
         write(&mut out, "\n")?;
-        if arguments.timing {
-            let seconds = began.elapsed().as_secs_f64();
-            Log::new(Verbosity::from_flags(false, true)).info(format!(
-                "{} tokens in {}: {} per second",
-                format::count(written as u64),
-                format::duration(seconds),
-                format::count((written as f64 / seconds) as u64)
-            ));
-        }
+        writing.tell_speed(written, began);
     }
     Ok(())
-}
-
-fn stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("reading the prompt on stdin")?;
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
-        Err(error) => bail_input!(
-            "the prompt on stdin is not UTF-8: byte {} is invalid",
-            error.utf8_error().valid_up_to()
-        ),
-    }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::family::Rnn;
+use super::family::{Rnn, known_tokenizer};
 use crate::cli::args::{PredictFormat, RunArgs};
 use crate::cli::family::Prediction;
 use crate::cli::session::Session;
@@ -97,7 +97,7 @@ fn classify(
             .collect();
     }
     let (texts, places) = texts(arguments, &data.text)?;
-    let tokenizer = data.known_tokenizer()?;
+    let tokenizer = known_tokenizer(&session.recipe)?;
     let encoded = encode_texts(&tokenizer, &texts, data.max_length).map_err(|error| {
         match error.downcast_ref::<crate::data::text::UnknownText>() {
             Some(unknown) => bad_input!("{}: {unknown}", places[unknown.text]),

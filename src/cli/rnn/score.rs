@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use super::family::{Rnn, language_model};
+use super::family::{Rnn, known_tokenizer, language_model};
 use crate::bail_input;
 use crate::cli::args::{EvalFormat, RunArgs};
 use crate::cli::print;
@@ -36,7 +36,7 @@ pub struct ScoreArgs {
 pub fn run(arguments: &ScoreArgs) -> Result<()> {
     let mut session = Session::<Rnn>::open(&arguments.run.as_model())?;
     language_model(&session.task)?;
-    let tokenizer = session.recipe.data.known_tokenizer()?;
+    let tokenizer = known_tokenizer(&session.recipe)?;
     let interrupt = Interrupt::listen()?;
     let log = Log::new(Verbosity::from_flags(true, true));
     let mut lines = Vec::new();

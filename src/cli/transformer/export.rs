@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::TaskName;
 use super::family::{EncoderRecipe, open_tokenizer, write_json};
 use crate::data::encoder_texts::Goal;
+use crate::data::text::TOKENIZER_FILE;
 use crate::models::Parameters;
 use crate::models::encoders::{EncoderModel, HeadKind};
 use crate::models::lora::{adapters, merged};
@@ -110,7 +111,7 @@ fn configuration(recipe: &EncoderRecipe, model: &EncoderModel) -> Result<Value> 
 
 fn write_tokenizer(recipe: &EncoderRecipe, folder: &Path) -> Result<()> {
     let tokenizer = open_tokenizer(recipe)?;
-    tokenizer.save(&folder.join("tokenizer.json"))?;
+    tokenizer.save(&folder.join(TOKENIZER_FILE))?;
     let special = tokenizer.special();
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -12,10 +12,8 @@ use super::pretrained::Pretrained;
 use super::{PRESETS, TaskName};
 use crate::cli::family::{Family, FamilyRecipe, FolderFormat, Network};
 use crate::data::encoder_texts::{BUILTIN, EncoderDataConfig, TokenBatch};
-use crate::data::fingerprint::Fingerprint;
-use crate::data::order::Sampler;
-use crate::data::text::{TextTokenizer, TokenizerConfig, TokenizerKind};
-use crate::data::{Batching, Dataset, Draw, Splits};
+use crate::data::text::{TOKENIZER_FILE, TextTokenizer, TokenizerConfig, TokenizerKind};
+use crate::data::{Dataset, Splits};
 use crate::models::Parameters;
 use crate::models::encoders::{EncoderConfig, EncoderInputs, EncoderModel, HeadKind, MODEL_TYPES};
 use crate::models::lora::is_adapter;
@@ -133,47 +131,6 @@ pub trait EncoderTask: Sized {
 /// An encoder task as a family.
 pub struct Encoders<T>(std::marker::PhantomData<T>);
 
-/// Samples with the tokenizer that encoded them.
-pub struct Tokenized<D> {
-    data: D,
-    tokenizer: Arc<TextTokenizer>,
-}
-
-impl<D> Tokenized<D> {
-    /// The samples.
-    pub fn data(&self) -> &D {
-        &self.data
-    }
-}
-
-impl<D: Dataset> Dataset for Tokenized<D> {
-    type Batch = D::Batch;
-
-    fn len(&self) -> usize {
-        self.data.len()
-    }
-
-    fn batch(&self, samples: &[usize], draw: Draw) -> Result<D::Batch> {
-        self.data.batch(samples, draw)
-    }
-
-    fn classes(&self) -> Option<Vec<i64>> {
-        self.data.classes()
-    }
-
-    fn describe(&self, sample: usize) -> String {
-        self.data.describe(sample)
-    }
-
-    fn sampler(&self, wanted: Batching) -> Result<Option<Arc<dyn Sampler>>> {
-        self.data.sampler(wanted)
-    }
-
-    fn fingerprint(&self) -> Result<Fingerprint> {
-        self.data.fingerprint()
-    }
-}
-
 /// The longest sequence if neither recipe nor model say less.
 const USUAL_LENGTH: i64 = 512;
 
@@ -183,7 +140,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
     const DEFAULT_RECIPE: &'static str = T::RECIPE;
     type Model = EncoderSection;
     type Data = EncoderDataConfig;
-    type Dataset = Tokenized<T::Dataset>;
+    type Dataset = T::Dataset;
     type Task = T::Task;
 
     fn presets() -> &'static [Preset] {
@@ -195,10 +152,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
     }
 
     fn data_settings(argument: &str) -> Vec<(&'static str, Value)> {
-        match argument == BUILTIN {
-            true => vec![("data.builtin", json!(BUILTIN)), ("data.path", Value::Null)],
-            false => vec![("data.builtin", Value::Null), ("data.path", json!(argument))],
-        }
+        super::text_settings(argument, BUILTIN)
     }
 
     fn evaluation_settings(argument: &str) -> Vec<(&'static str, Value)> {
@@ -236,7 +190,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
             (Some(_), Some(_), Some(_)) | (None, ..) => None,
             (Some(source), ..) => Some(Pretrained::find(source)?),
         };
-        let tokenizer = Arc::new(tokenizer_of::<T>(recipe, pretrained.as_ref())?);
+        let tokenizer = tokenizer_of::<T>(recipe, pretrained.as_ref())?;
         let made_here = recipe.training.init_from.is_none();
         complete_model(&mut recipe.model, pretrained.as_ref(), &tokenizer, made_here)?;
         if let Some(pretrained) = &pretrained {
@@ -251,8 +205,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
         }
         complete_length(recipe)?;
         let Splits { train, validation, test } = T::open(recipe, &tokenizer, log)?;
-        let wrapped = |data| Arc::new(Tokenized { data, tokenizer: tokenizer.clone() });
-        Ok(Splits { train: wrapped(train), validation: validation.map(wrapped), test: test.map(wrapped) })
+        Ok(Splits { train: Arc::new(train), validation: validation.map(Arc::new), test: test.map(Arc::new) })
     }
 
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<T::Task> {
@@ -275,16 +228,6 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
                 || MASKED_LM_HEADS.iter().any(|part| name.starts_with(part))
         };
         weights::load_pretrained(task.parameters(), source, strict, may_be_new)
-    }
-
-    fn keep(_recipe: &FamilyRecipe<Self>, data: &Splits<Arc<Self::Dataset>>, run: &Path) -> Result<()> {
-        data.train.tokenizer.save(&run.join("tokenizer.json"))
-    }
-
-    fn attach(recipe: &mut FamilyRecipe<Self>, run: &Path) {
-        if run.join("tokenizer.json").is_file() {
-            recipe.data.tokenizer = Some(tokenizer_at(run.join("tokenizer.json")));
-        }
     }
 
     fn recipe_of_folder(folder: &Path) -> Result<FamilyRecipe<Self>> {
@@ -408,19 +351,25 @@ pub fn tokenizer_at(path: PathBuf) -> TokenizerConfig {
     TokenizerConfig { kind: TokenizerKind::File, path: Some(path), ..TokenizerConfig::default() }
 }
 
-/// The tokenizer of a recipe that names a file: of a run or a folder.
+/// The tokenizer of a run or of a folder.
 pub fn open_tokenizer(recipe: &EncoderRecipe) -> Result<TextTokenizer> {
+    if let Some(kept) = TextTokenizer::attached(&recipe.attachments, TOKENIZER_FILE)? {
+        return Ok(kept);
+    }
     match recipe.data.tokenizer.as_ref().and_then(|config| config.path.as_ref()) {
         Some(path) => TextTokenizer::open(path),
         None => bail_input!("the run has no tokenizer.json: it was made by another program, or is not whole"),
     }
 }
 
-/// The tokenizer of a recipe: a file's, that of the weights to start from, or one made from the training texts.
+/// The tokenizer of a recipe: what its run has kept, a file's, that of the weights to start from, or one made from the training texts.
 fn tokenizer_of<T: EncoderTask>(
     recipe: &mut EncoderRecipe,
     pretrained: Option<&Pretrained>,
 ) -> Result<TextTokenizer> {
+    if let Some(kept) = TextTokenizer::attached(&recipe.attachments, TOKENIZER_FILE)? {
+        return Ok(kept);
+    }
     let config = match (&recipe.data.tokenizer, pretrained) {
         (Some(config), _) => config.clone(),
         (None, Some(pretrained)) => tokenizer_at(pretrained.folder.clone()),
@@ -436,6 +385,7 @@ fn tokenizer_of<T: EncoderTask>(
     if tokenizer.special().pad.is_none() {
         bail_input!("the tokenizer has no padding token, which batches of texts need");
     }
+    tokenizer.attach(&mut recipe.attachments, TOKENIZER_FILE)?;
     Ok(tokenizer)
 }
 

@@ -1,6 +1,6 @@
 //! `generate` and `score`: what a decoder language model writes, and how likely it finds a text.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,8 @@ use crate::bail_input;
 use crate::cli::args::{EvalFormat, ModelArgs};
 use crate::cli::print;
 use crate::cli::session::Session;
-use crate::data::language::{LanguageData, Message, TextBlocks};
+use crate::cli::writing::{WritingArgs, prompt_of};
+use crate::data::language::{ChatTemplate, LanguageData, Message, TextBlocks};
 use crate::data::table::open_bytes;
 use crate::data::text::{TextTokenizer, for_each_line};
 use crate::distributed::SingleProcess;
@@ -45,33 +46,8 @@ pub struct GenerateArgs {
     /// Tokens to write at most
     #[arg(long, value_name = "N", default_value_t = 200)]
     length: usize,
-    /// Below 1 likely tokens become likelier; 0 takes the likeliest always
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    temperature: f64,
-    /// Choose among so many of the likeliest tokens
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f64,
-    /// Choose among tokens at least this many times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f64,
-    /// Make tokens less likely that are there already; 1 does not
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f64,
-    /// Seed of the choices
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Stop where this text would come; may be repeated
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Leave the prompt out
-    #[arg(long)]
-    no_echo: bool,
-    /// Say on stderr how fast it was
-    #[arg(long)]
-    timing: bool,
+    #[command(flatten)]
+    writing: WritingArgs,
 }
 
 /// Prompts that are gone on from at a time if nobody says so.
@@ -79,16 +55,11 @@ const BATCH: usize = 16;
 
 /// Runs `generate`.
 pub fn generate(arguments: &GenerateArgs) -> Result<()> {
-    let sampling = SamplingConfig {
-        temperature: arguments.temperature,
-        top_k: arguments.top_k,
-        top_p: arguments.top_p,
-        min_p: arguments.min_p,
-        repetition_penalty: arguments.repetition_penalty,
-    };
-    sampling.validate()?;
+    let sampling = arguments.writing.sampling()?;
     let session = Session::<LanguageModelling>::open(&arguments.run)?;
-    let writing = Writing { tokenizer: open_tokenizer(&session.recipe)?, session, arguments, sampling };
+    let tokenizer = open_tokenizer(&session.recipe)?;
+    let template = arguments.chat.then(|| open_template(&session.recipe, &tokenizer)).transpose()?;
+    let writing = Writing { tokenizer, template, session, arguments, sampling };
     let device = writing.session.task.parameters().device();
     let _inference = InferenceMode::enter()?;
     let _autocast = writing.session.recipe.training.precision.autocast(device)?;
@@ -101,6 +72,8 @@ pub fn generate(arguments: &GenerateArgs) -> Result<()> {
 struct Writing<'a> {
     session: Session<LanguageModelling>,
     tokenizer: TextTokenizer,
+    /// How a prompt becomes what a user says, for `--chat`.
+    template: Option<ChatTemplate>,
     arguments: &'a GenerateArgs,
     sampling: SamplingConfig,
 }
@@ -108,12 +81,12 @@ struct Writing<'a> {
 impl Writing<'_> {
     /// The tokens of a prompt; without text the mark that begins one.
     fn tokens(&self, prompt: &str) -> Result<Vec<i64>> {
-        let text = match self.arguments.chat {
-            true => {
+        let text = match &self.template {
+            Some(template) => {
                 let said = Message { role: "user".to_owned(), content: prompt.to_owned() };
-                open_template(&self.session.recipe, &self.tokenizer)?.text(&[said], true)?
+                template.text(&[said], true)?
             }
-            false => prompt.to_owned(),
+            None => prompt.to_owned(),
         };
         let tokens = self.tokenizer.encode(&text)?;
         let special = self.tokenizer.special();
@@ -140,28 +113,23 @@ impl Writing<'_> {
     /// One text, printed while it comes.
     fn one(&self, device: Device) -> Result<()> {
         let arguments = self.arguments;
-        let prompt = match arguments.prompt.as_deref() {
-            Some("-") => stdin()?,
-            Some(text) => text.to_owned(),
-            None if !std::io::stdin().is_terminal() => stdin()?,
-            None => String::new(),
-        };
+        let prompt = prompt_of(arguments.prompt.as_deref())?;
         let mut tokens = self.tokens(&prompt)?;
         let end = self.tokenizer.special().end;
-        let mut sampler = TokenSampler::new(self.sampling.clone(), arguments.seed)?;
-        let mut stream = TextStream::after(&self.tokenizer, &tokens, arguments.stop.clone());
+        let mut sampler = TokenSampler::new(self.sampling.clone(), arguments.writing.seed)?;
+        let mut stream = TextStream::after(&self.tokenizer, &tokens, arguments.writing.stop.clone());
         let mut out = std::io::stdout().lock();
         let mut write = |text: &str| -> Result<()> {
             out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to stdout")
         };
-        if !arguments.no_echo && !arguments.chat {
+        if !arguments.writing.no_echo && !arguments.chat {
             write(&prompt)?;
         }
         let began = Instant::now();
         let (mut writer, mut newest) = TextWriter::new(self.session.task.model(), &[tokens.clone()], device)?;
         let mut logits = vec![0f32; self.session.recipe.model.config()?.vocabulary() as usize];
-        let mut written = 0;
-        while written < self.length(tokens.len() - written)? && !stream.stopped() {
+        let (length, mut written) = (self.length(tokens.len())?, 0);
+        while written < length && !stream.stopped() {
             // [vocabulary]; the choice is made on the CPU, whatever computed the scores.
             let scores =
                 writer.step(&newest).f_flatten(0, -1)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
@@ -177,7 +145,7 @@ impl Writing<'_> {
         }
         write(&stream.finish()?)?;
         write("\n")?;
-        self.tell(written, began);
+        arguments.writing.tell_speed(written, began);
         Ok(())
     }
 
@@ -194,18 +162,19 @@ impl Writing<'_> {
         // Without a mark for the end nothing ends before its length.
         let marks = Marks { end: special.end.unwrap_or(-1), ..Marks::default() };
         let (began, mut written) = (Instant::now(), 0);
-        for (number, batch) in prompts.chunks(arguments.run.batch_size.unwrap_or(BATCH)).enumerate() {
+        let batch_size = arguments.run.batch_size.unwrap_or(BATCH);
+        for (number, batch) in prompts.chunks(batch_size).enumerate() {
             let tokens = batch.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>>>()?;
             let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
             let config = SearchConfig { max_length: self.length(longest)?.max(1), ..SearchConfig::default() };
             let (mut writer, newest) = TextWriter::new(self.session.task.model(), &tokens, device)?;
-            let first = (number * arguments.run.batch_size.unwrap_or(BATCH)) as u64;
+            let first = (number * batch_size) as u64;
             let seeds: Vec<u64> =
-                (0..batch.len() as u64).map(|row| arguments.seed.wrapping_add(first + row)).collect();
+                (0..batch.len() as u64).map(|row| arguments.writing.seed.wrapping_add(first + row)).collect();
             let texts = sample(&mut writer, &newest, &marks, &config, &self.sampling, &seeds, &tokens)?;
             for ((prompt, before), text) in batch.iter().zip(&tokens).zip(texts) {
                 written += text.tokens.len();
-                let mut stream = TextStream::after(&self.tokenizer, before, arguments.stop.clone());
+                let mut stream = TextStream::after(&self.tokenizer, before, arguments.writing.stop.clone());
                 let mut shown = String::new();
                 for &token in &text.tokens {
                     shown += &stream.push(token)?;
@@ -217,32 +186,8 @@ impl Writing<'_> {
                 )?;
             }
         }
-        self.tell(written, began);
+        arguments.writing.tell_speed(written, began);
         Ok(())
-    }
-
-    fn tell(&self, written: usize, began: Instant) {
-        if self.arguments.timing {
-            let seconds = began.elapsed().as_secs_f64();
-            Log::new(Verbosity::from_flags(false, true)).info(format!(
-                "{} tokens in {}: {} per second",
-                format::count(written as u64),
-                format::duration(seconds),
-                format::count((written as f64 / seconds) as u64)
-            ));
-        }
-    }
-}
-
-fn stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("reading the prompt on stdin")?;
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
-        Err(error) => bail_input!(
-            "the prompt on stdin is not UTF-8: byte {} is invalid",
-            error.utf8_error().valid_up_to()
-        ),
     }
 }
 

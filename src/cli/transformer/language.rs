@@ -16,7 +16,7 @@ use crate::data::language::{
     ChatTemplate, Conversation, LanguageData, LanguageDataConfig, Rows, TextBlocks, read_conversations,
 };
 use crate::data::order::hold_out;
-use crate::data::text::{TextTokenizer, Tokens};
+use crate::data::text::{TOKENIZER_FILE, TextTokenizer, Tokens};
 use crate::models::Parameters;
 use crate::models::decoders::{DecoderConfig, Layout, MODEL_TYPES};
 use crate::recipe::{self, Preset, Recipe, nearest_hint};
@@ -26,8 +26,7 @@ use crate::tasks::{Evaluation, Task};
 use crate::weights::{self, Loaded};
 use crate::{bail_input, files};
 
-/// The file of a run that holds its tokenizer, and the one with its chat template.
-const TOKENIZER: &str = "tokenizer.json";
+/// The file of a run that holds its chat template.
 const TEMPLATE: &str = "chat_template.jinja";
 
 /// The compiled-in text: a part of Shakespeare's plays.
@@ -63,9 +62,11 @@ pub struct LanguageModelling;
 /// # Errors
 /// There is none.
 pub fn open_tokenizer(recipe: &LanguageRecipe) -> Result<TextTokenizer> {
-    match recipe.attachments.text(TOKENIZER)? {
-        Some(text) => TextTokenizer::of_json(&text),
-        None => bail_input!("there is no {TOKENIZER}: the run was made by another program, or is not whole"),
+    match TextTokenizer::attached(&recipe.attachments, TOKENIZER_FILE)? {
+        Some(tokenizer) => Ok(tokenizer),
+        None => {
+            bail_input!("there is no {TOKENIZER_FILE}: the run was made by another program, or is not whole")
+        }
     }
 }
 
@@ -173,10 +174,7 @@ impl Family for LanguageModelling {
     }
 
     fn data_settings(argument: &str) -> Vec<(&'static str, Value)> {
-        match argument == BUILTIN {
-            true => vec![("data.builtin", json!(BUILTIN)), ("data.path", Value::Null)],
-            false => vec![("data.builtin", Value::Null), ("data.path", json!(argument))],
-        }
+        super::text_settings(argument, BUILTIN)
     }
 
     fn evaluation_settings(argument: &str) -> Vec<(&'static str, Value)> {
@@ -213,7 +211,7 @@ impl Family for LanguageModelling {
     }
 
     fn open(recipe: &mut LanguageRecipe, log: &Log) -> Result<Splits<Arc<LanguageData>>> {
-        if recipe.attachments.text(TOKENIZER)?.is_none() {
+        if recipe.attachments.text(TOKENIZER_FILE)?.is_none() {
             let pretrained = match (&recipe.training.init_from, &recipe.model.config) {
                 (Some(source), None) => Some(Pretrained::find(source)?),
                 _ => None,
@@ -230,7 +228,7 @@ impl Family for LanguageModelling {
                     )
                 }
             };
-            recipe.attachments.add(TOKENIZER, tokenizer.to_json()?);
+            tokenizer.attach(&mut recipe.attachments, TOKENIZER_FILE)?;
             if let Some(pretrained) = pretrained {
                 recipe.model.config = Some(decoder(&pretrained)?);
                 if let Some(template) = ChatTemplate::find(&pretrained.folder)? {
@@ -313,7 +311,7 @@ impl Family for LanguageModelling {
             &pretrained.origin,
         )?;
         found.model.config = Some(decoder(&pretrained)?);
-        found.attachments.add(TOKENIZER, TextTokenizer::open(&pretrained.folder)?.to_json()?);
+        TextTokenizer::open(&pretrained.folder)?.attach(&mut found.attachments, TOKENIZER_FILE)?;
         if let Some(template) = ChatTemplate::find(&pretrained.folder)? {
             found.attachments.add(TEMPLATE, template);
         }
@@ -353,7 +351,7 @@ impl Family for LanguageModelling {
         files::write_atomic(&folder.join("config.json"), text.as_bytes())?;
         let tensors = crate::models::lora::merged(task.parameters())?;
         weights::write_safetensors(&folder.join("model.safetensors"), &tensors)?;
-        tokenizer.save(&folder.join(TOKENIZER))?;
+        tokenizer.save(&folder.join(TOKENIZER_FILE))?;
         if let Some(template) = recipe.attachments.text(TEMPLATE)? {
             files::write_atomic(&folder.join(TEMPLATE), template.as_bytes())?;
         }

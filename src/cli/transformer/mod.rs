@@ -37,6 +37,7 @@ use std::path::Path;
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::args::{CompareArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, RecipesArgs};
 use super::tokenizer::TokenizerVerb;
@@ -219,6 +220,14 @@ pub fn run(verb: TransformerVerb) -> Result<()> {
         TransformerVerb::Recipes(arguments) => super::recipes::run::<Anyone>(&arguments),
         TransformerVerb::Doctor(arguments) => super::doctor::run(&arguments),
         TransformerVerb::Tokenizer(verb) => super::tokenizer::run(&verb),
+    }
+}
+
+/// What `--data` sets in a recipe: a path, or the name of the compiled-in text.
+fn text_settings(argument: &str, builtin: &str) -> Vec<(&'static str, Value)> {
+    match argument == builtin {
+        true => vec![("data.builtin", json!(builtin)), ("data.path", Value::Null)],
+        false => vec![("data.builtin", Value::Null), ("data.path", json!(argument))],
     }
 }
 

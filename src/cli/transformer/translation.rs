@@ -12,7 +12,7 @@ use super::pretrained::Pretrained;
 use super::{ABOUT, NAME, PRESETS, TaskName};
 use crate::cli::family::{Family, FolderFormat, Network};
 use crate::data::Splits;
-use crate::data::text::{TextTokenizer, TokenizerConfig, TokenizerKind};
+use crate::data::text::{TOKENIZER_FILE, TextTokenizer, TokenizerConfig, TokenizerKind};
 use crate::data::translation::{PairPart, PairTokenizers, TranslationDataConfig, Translations, read_pairs};
 use crate::generation::search::{Marks, SearchConfig};
 use crate::models::Parameters;
@@ -24,8 +24,7 @@ use crate::tasks::{Evaluation, PredictedSample, Task};
 use crate::weights::{self, Loaded};
 use crate::{bail_input, files};
 
-/// The files of a run that hold its tokenizers: one for both languages, or one each.
-const JOINT: &str = "tokenizer.json";
+/// The files of a run that hold its tokenizers where each language has its own.
 const SEPARATE: [&str; 2] = ["source_tokenizer.json", "target_tokenizer.json"];
 
 /// The `model` section of tasks from text to text.
@@ -71,22 +70,25 @@ pub struct Translating;
 /// # Errors
 /// There are none, or they have not the marks that the model needs.
 pub fn open_tokenizers(recipe: &TranslationRecipe) -> Result<PairTokenizers> {
+    match kept_tokenizers(recipe)? {
+        Some(kept) => Ok(kept),
+        None => bail_input!(
+            "there is no {TOKENIZER_FILE}, nor {} with {}: the run was made by another program, or is not whole",
+            SEPARATE[0],
+            SEPARATE[1]
+        ),
+    }
+}
+
+fn kept_tokenizers(recipe: &TranslationRecipe) -> Result<Option<PairTokenizers>> {
     let open = |name: &str| -> Result<Option<Arc<TextTokenizer>>> {
-        let text = recipe.attachments.text(name)?;
-        text.map(|text| TextTokenizer::of_json(&text).map(Arc::new)).transpose()
+        Ok(TextTokenizer::attached(&recipe.attachments, name)?.map(Arc::new))
     };
-    let found = match open(JOINT)? {
-        Some(joint) => (joint.clone(), joint),
-        None => match (open(SEPARATE[0])?, open(SEPARATE[1])?) {
-            (Some(source), Some(target)) => (source, target),
-            _ => bail_input!(
-                "there is no {JOINT}, nor {} with {}: the run was made by another program, or is not whole",
-                SEPARATE[0],
-                SEPARATE[1]
-            ),
-        },
+    let found = match open(TOKENIZER_FILE)? {
+        Some(joint) => Some((joint.clone(), joint)),
+        None => open(SEPARATE[0])?.zip(open(SEPARATE[1])?),
     };
-    tokenizers_of(found.0, found.1, recipe.model.config.as_ref())
+    found.map(|(source, target)| tokenizers_of(source, target, recipe.model.config.as_ref())).transpose()
 }
 
 fn tokenizers_of(
@@ -102,10 +104,10 @@ fn tokenizers_of(
 
 fn attach(attachments: &mut Attachments, tokenizers: &PairTokenizers) -> Result<()> {
     if Arc::ptr_eq(&tokenizers.source, &tokenizers.target) {
-        attachments.add(JOINT, tokenizers.source.to_json()?);
+        tokenizers.source.attach(attachments, TOKENIZER_FILE)?;
     } else {
-        attachments.add(SEPARATE[0], tokenizers.source.to_json()?);
-        attachments.add(SEPARATE[1], tokenizers.target.to_json()?);
+        tokenizers.source.attach(attachments, SEPARATE[0])?;
+        tokenizers.target.attach(attachments, SEPARATE[1])?;
     }
     Ok(())
 }
@@ -198,23 +200,26 @@ impl Family for Translating {
     }
 
     fn open(recipe: &mut TranslationRecipe, log: &Log) -> Result<Splits<Arc<Translations>>> {
-        let kept = recipe.attachments.text(JOINT)?.or(recipe.attachments.text(SEPARATE[0])?).is_some();
         let [train, validation, test] = read_pairs(&recipe.data, recipe.training.seed)?;
         let train = train.ok_or_else(|| anyhow!("there is no training part"))?;
-        let tokenizers = if kept {
-            open_tokenizers(recipe)?
-        } else if let Some(source) =
-            recipe.training.init_from.as_ref().filter(|_| recipe.model.config.is_none())
-        {
-            let pretrained = Pretrained::find(source)?;
-            let config = encoder_decoder(&pretrained)?;
-            let tokenizers = tokenizers_of_folder(&pretrained.folder, &config)?;
-            recipe.model.config = Some(config);
-            tokenizers
-        } else {
-            PairTokenizers::make(&recipe.data, &train)?
+        let tokenizers = match kept_tokenizers(recipe)? {
+            Some(kept) => kept,
+            None => {
+                let start = recipe.training.init_from.as_ref().filter(|_| recipe.model.config.is_none());
+                let made = match start {
+                    Some(source) => {
+                        let pretrained = Pretrained::find(source)?;
+                        let config = encoder_decoder(&pretrained)?;
+                        let tokenizers = tokenizers_of_folder(&pretrained.folder, &config)?;
+                        recipe.model.config = Some(config);
+                        tokenizers
+                    }
+                    None => PairTokenizers::make(&recipe.data, &train)?,
+                };
+                attach(&mut recipe.attachments, &made)?;
+                made
+            }
         };
-        attach(&mut recipe.attachments, &tokenizers)?;
         let Some(config) = &mut recipe.model.config else {
             bail_input!(
                 "model.config says no architecture: give one, or a folder to start from with --init-from"
@@ -329,7 +334,7 @@ impl Family for Translating {
         )?;
         let tokenizers = task.tokenizers();
         if Arc::ptr_eq(&tokenizers.source, &tokenizers.target) {
-            tokenizers.source.save(&folder.join(JOINT))?;
+            tokenizers.source.save(&folder.join(TOKENIZER_FILE))?;
         } else {
             tokenizers.source.save(&folder.join(SEPARATE[0]))?;
             tokenizers.target.save(&folder.join(SEPARATE[1]))?;

@@ -15,7 +15,7 @@ use crate::bail_input;
 use crate::cli::args::{DeviceArgs, EvalFormat};
 use crate::cli::{print, session};
 use crate::data::encoder_texts::encode;
-use crate::data::text::{TextInput, TextTable, TextTokenizer};
+use crate::data::text::{TOKENIZER_FILE, TextInput, TextTable, TextTokenizer};
 use crate::files;
 use crate::models::Parameters;
 use crate::models::encoders::{EncoderModel, HeadKind};
@@ -132,7 +132,7 @@ impl TextEmbedder {
         }
         let mut recipe: EncoderRecipe = recipe::typed(settings, "the command line")?;
         recipe.data.tokenizer = Some(tokenizer_at(match arguments.source.join("recipe.json").is_file() {
-            true => pretrained.folder.join("tokenizer.json"),
+            true => pretrained.folder.join(TOKENIZER_FILE),
             false => pretrained.folder.clone(),
         }));
         let device = session::prepare(&mut recipe.training)?;

@@ -1,13 +1,12 @@
 //! The `data` section of a recipe on sequences.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::bail_input;
-use crate::data::text::{TextFormat, TextTokenizer, TokenizerConfig};
+use crate::data::text::{TextFormat, TokenizerConfig};
 
 /// The name of the compiled-in text.
 pub const SHAKESPEARE_MINI: &str = "shakespeare-mini";
@@ -79,22 +78,6 @@ pub struct SequenceDataConfig {
     pub mean: Option<Vec<f64>>,
     /// Standard deviation of each column, likewise.
     pub std: Option<Vec<f64>>,
-    /// The run that the data belong to, where a tokenizer is kept. Never written.
-    #[serde(skip)]
-    pub run: Option<PathBuf>,
-    /// What texts were read with, once data were opened. Never written.
-    #[serde(skip)]
-    pub opened: OpenedTokenizer,
-}
-
-/// A tokenizer that is part of no comparison: the configuration beside it says what it is.
-#[derive(Clone, Debug, Default)]
-pub struct OpenedTokenizer(pub Option<Arc<TextTokenizer>>);
-
-impl PartialEq for OpenedTokenizer {
-    fn eq(&self, _other: &Self) -> bool {
-        true
-    }
 }
 
 impl Default for SequenceDataConfig {
@@ -130,8 +113,6 @@ impl Default for SequenceDataConfig {
             stride: 1,
             mean: None,
             std: None,
-            run: None,
-            opened: OpenedTokenizer::default(),
         }
     }
 }
@@ -185,24 +166,4 @@ impl SequenceDataConfig {
         }
         self.tokenizer.validate()
     }
-
-    /// The tokenizer that the data were read with, or that their run has kept.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn known_tokenizer(&self) -> Result<Arc<TextTokenizer>> {
-        match (&self.opened.0, self.kept_tokenizer()) {
-            (Some(opened), _) => Ok(opened.clone()),
-            (None, Some(kept)) => Ok(Arc::new(TextTokenizer::open(&kept)?)),
-            (None, None) => bail_input!("the run has no {TOKENIZER}: texts cannot be read without it"),
-        }
-    }
-
-    /// Where the tokenizer of a run is kept.
-    pub fn kept_tokenizer(&self) -> Option<PathBuf> {
-        self.run.as_ref().map(|run| run.join(TOKENIZER)).filter(|path| path.is_file())
-    }
 }
-
-/// The file of a run's tokenizer.
-pub const TOKENIZER: &str = "tokenizer.json";

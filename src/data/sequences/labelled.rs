@@ -293,11 +293,15 @@ impl Content {
     }
 }
 
-/// Opens the sequences of a recipe.
+/// Opens the sequences of a recipe. Texts become tokens by the tokenizer that their run has `kept`, else by one that is made from them.
 ///
 /// # Errors
 /// A missing file or column, an empty text or sequence, a label that is none of the classes, a value that is no number: with file and line.
-pub fn open_labelled(config: &SequenceDataConfig, seed: u64) -> Result<OpenedSequences> {
+pub fn open_labelled(
+    config: &SequenceDataConfig,
+    seed: u64,
+    kept: Option<TextTokenizer>,
+) -> Result<OpenedSequences> {
     if config.format == SYNTHETIC {
         return numbers(config, seed, synthetic(2000, 7)?, None, Some(synthetic(500, 8)?));
     }
@@ -321,7 +325,7 @@ pub fn open_labelled(config: &SequenceDataConfig, seed: u64) -> Result<OpenedSeq
     if path.is_dir() && find(path, &["train"])?.is_none() {
         return numbers(config, seed, class_folders(path)?, None, None);
     }
-    texts(config, seed, path)
+    texts(config, seed, path, kept)
 }
 
 /// The training, validation and test file.
@@ -361,7 +365,12 @@ fn form(config: &SequenceDataConfig) -> TextForm {
     TextForm { format: config.text_format, columns: config.columns.clone(), quoting: config.quoting }
 }
 
-fn texts(config: &SequenceDataConfig, seed: u64, path: &Path) -> Result<OpenedSequences> {
+fn texts(
+    config: &SequenceDataConfig,
+    seed: u64,
+    path: &Path,
+    kept: Option<TextTokenizer>,
+) -> Result<OpenedSequences> {
     let (train, validation, test) = parts(path, config)?;
     let read = |path: &Path| -> Result<TextTable> {
         let table = read_rows(path, &form(config), &[&config.text, &config.label])?;
@@ -383,8 +392,8 @@ fn texts(config: &SequenceDataConfig, seed: u64, path: &Path) -> Result<OpenedSe
     };
     let chosen =
         |table: &TextTable| -> Vec<String> { table.rows.iter().map(|row| row.text(0).to_owned()).collect() };
-    let tokenizer = match config.kept_tokenizer() {
-        Some(kept) => TextTokenizer::open(&kept)?,
+    let tokenizer = match kept {
+        Some(kept) => kept,
         None => TextTokenizer::train(&config.tokenizer, train.rows.iter().map(|row| row.text(0)))?,
     };
     let encode = |table: &TextTable| -> Result<LabelledSequences> {

@@ -7,15 +7,13 @@ mod series;
 mod stream;
 mod time;
 
-pub use config::{OpenedTokenizer, SHAKESPEARE_MINI, SYNTHETIC, SequenceDataConfig, TOKENIZER};
+pub use config::{SHAKESPEARE_MINI, SYNTHETIC, SequenceDataConfig};
 pub use labelled::{
     LabelledSequences, OpenedSequences, RawSequences, SequenceBatch, Targets, encode_texts, open_labelled,
     sequences_of_table, synthetic,
 };
 pub use series::{BASELINES, Fields, OpenedSeries, SeriesBatch, SeriesTable, SeriesWindows, open_series};
-pub use stream::{
-    NO_TARGET, OpenedText, StreamBatch, TextWindows, embedded_text, open_text, stream_tokenizer,
-};
+pub use stream::{NO_TARGET, OpenedText, StreamBatch, TextWindows, embedded_text, open_text};
 pub use time::{Interval, TimeAxis};
 
 use std::sync::Arc;

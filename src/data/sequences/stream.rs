@@ -150,11 +150,8 @@ pub fn embedded_text() -> Result<String> {
     Ok(text)
 }
 
-/// The tokenizer of a run, or the one that the recipe describes, made from the text.
-pub fn stream_tokenizer(config: &SequenceDataConfig) -> Result<TextTokenizer> {
-    if let Some(kept) = config.kept_tokenizer() {
-        return TextTokenizer::open(&kept);
-    }
+/// The tokenizer that the recipe describes, made from the text.
+fn stream_tokenizer(config: &SequenceDataConfig) -> Result<TextTokenizer> {
     if !config.tokenizer.needs_texts() {
         return TextTokenizer::train(&config.tokenizer, std::iter::empty::<&str>());
     }
@@ -185,12 +182,18 @@ pub fn stream_tokenizer(config: &SequenceDataConfig) -> Result<TextTokenizer> {
     TextTokenizer::train(&config.tokenizer, text.split_inclusive('\n'))
 }
 
-/// Opens the text of a recipe: `streams` side by side for training, `eval_streams` for looking.
+/// Opens the text of a recipe: `streams` side by side for training, `eval_streams` for looking. It becomes tokens by the tokenizer that its run has
+/// `kept`, else by the one that the recipe describes.
 ///
 /// # Errors
 /// No text, one that is too short, one that its tokenizer cannot encode.
-pub fn open_text(config: &SequenceDataConfig, streams: usize, eval_streams: usize) -> Result<OpenedText> {
-    let tokenizer = stream_tokenizer(config)?;
+pub fn open_text(
+    config: &SequenceDataConfig,
+    streams: usize,
+    eval_streams: usize,
+    kept: Option<TextTokenizer>,
+) -> Result<OpenedText> {
+    let tokenizer = kept.map_or_else(|| stream_tokenizer(config), Ok)?;
     let encode = |path: &std::path::Path| tokenizer.encode_file(path);
     let whole = match (&config.path, config.format == SHAKESPEARE_MINI) {
         (Some(path), false) => {
@@ -286,7 +289,7 @@ mod tests {
     #[test]
     fn the_last_tenth_is_held_out_whole() -> Result<()> {
         let config = SequenceDataConfig { format: SHAKESPEARE_MINI.to_owned(), ..Default::default() };
-        let opened = open_text(&config, 8, 1)?;
+        let opened = open_text(&config, 8, 1, None)?;
         let whole = embedded_text()?;
         let count = whole.chars().count();
         let train = (count as f64 * 0.9) as usize;

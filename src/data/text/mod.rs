@@ -56,6 +56,8 @@ pub use labels::{LabelSet, split_labels};
 pub use padding::{Padded, pad};
 pub use reader::{Field, TextForm, TextFormat, TextRow, TextTable, for_each_line, read_rows, rows_of};
 pub use sentencepiece::marian_tokenizers;
-pub use tokenizer::{EncodeOptions, SpecialTokens, TextInput, TextPosition, TextTokenizer, UnknownText};
+pub use tokenizer::{
+    EncodeOptions, SpecialTokens, TOKENIZER_FILE, TextInput, TextPosition, TextTokenizer, UnknownText,
+};
 pub use training::{TokenizerConfig, TokenizerKind, WordSplit};
 pub use vectors::WordVectors;

@@ -13,6 +13,7 @@ use super::cache::{StreamCache, cache_folder};
 use super::encoded::{EncodedTexts, IN_MEMORY, TokenBuffer, TokenFileWriter, Tokens};
 use crate::data::table::open_bytes;
 use crate::error::BadInput;
+use crate::recipe::Attachments;
 use crate::{bad_input, bail_input, files};
 
 /// Bytes of a text that are encoded as one piece of a stream, at least.
@@ -154,6 +155,9 @@ fn parsed(bytes: &[u8], name: &str) -> Result<Tokenizer> {
     }
 }
 
+/// The file of a tokenizer, in a run and in a Hugging Face folder.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
 impl TextTokenizer {
     /// Opens a `tokenizer.json`, a `vocab.txt` of BERT, or the folder of a Hugging Face model with one of them or with GPT-2's `vocab.json` and
     /// `merges.txt`. Names of special tokens and the treatment of letters are taken from `special_tokens_map.json` and
@@ -177,7 +181,7 @@ impl TextTokenizer {
                 Self::of_vocabulary(path, &config)
             };
         }
-        if let Some(file) = named("tokenizer.json") {
+        if let Some(file) = named(TOKENIZER_FILE) {
             return Self::of_json_file(&file, &config);
         }
         if let Some(file) = named("vocab.txt") {
@@ -198,6 +202,21 @@ impl TextTokenizer {
     /// It is no such text.
     pub fn of_json(json: &str) -> Result<Self> {
         Self::of(parsed(json.as_bytes(), "this text")?, &Settings::default())
+    }
+
+    /// The tokenizer that is attached to a recipe under a name, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no tokenizer.
+    pub fn attached(attachments: &Attachments, name: &str) -> Result<Option<Self>> {
+        let Some(text) = attachments.text(name)? else { return Ok(None) };
+        Self::of(parsed(text.as_bytes(), &attachments.place(name))?, &Settings::default()).map(Some)
+    }
+
+    /// Attaches the tokenizer to a recipe under a name.
+    pub fn attach(&self, attachments: &mut Attachments, name: &str) -> Result<()> {
+        attachments.add(name, self.to_json()? + "\n");
+        Ok(())
     }
 
     fn of_json_file(path: &Path, config: &Settings) -> Result<Self> {
