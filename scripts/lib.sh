@@ -71,3 +71,10 @@ require_cargo() {
 # Where cargo puts the programs. The scripts run them from there rather than through cargo, which would set library paths.
 # shellcheck disable=SC2034  # for the scripts
 binaries=${CARGO_TARGET_DIR:-$repository/target}/release
+
+# build_program NAME: sets up what the build needs, and builds one of the programs.
+build_program() {
+    require_cargo
+    "$repository/scripts/setup.sh"
+    (cd "$repository" && cargo build --release --bin "$1")
+}

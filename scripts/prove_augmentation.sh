@@ -40,9 +40,7 @@ out=${2:-$(mktemp -d)}
 epochs=${EPOCHS:-50} each=${EACH:-500}
 read -ra flags <<<"${FLAGS:-}"
 if [[ -z ${CNN:-} ]]; then
-    require_cargo
-    "$repository/scripts/setup.sh"
-    (cd "$repository" && cargo build --release --bin cnn)
+    build_program cnn
     CNN=$binaries/cnn
 fi
 

@@ -42,9 +42,7 @@ esac
 archive=$(realpath "$1")
 weights=$(realpath "$2")
 out=${3:-$(mktemp -d)}
-require_cargo
-"$repository/scripts/setup.sh"
-(cd "$repository" && cargo build --release --bin cnn)
+build_program cnn
 
 mkdir -p "$out/data"
 tar -xzf "$archive" -C "$out/data"

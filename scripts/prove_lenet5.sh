@@ -44,9 +44,7 @@ esac
 [[ -d $1 ]] || fail_input "there is no folder $1."
 mnist=$(cd "$1" && pwd)
 find_python "${2:-}"
-require_cargo
-"$repository/scripts/setup.sh"
-(cd "$repository" && cargo build --release --bin cnn)
+build_program cnn
 
 work=$(mktemp -d)
 trap '[[ $? == 0 ]] && rm -rf "$work" || say "what was made is in $work."' EXIT

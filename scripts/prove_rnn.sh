@@ -41,9 +41,7 @@ for file in tinyshakespeare/input.txt sst2/train.tsv sst2/dev.tsv ett/ETTh1.csv;
     [[ -f $data/$file ]] || fail_input "$data has no $file."
 done
 find_python "${2:-}"
-require_cargo
-"$repository/scripts/setup.sh"
-(cd "$repository" && cargo build --release --bin rnn)
+build_program rnn
 
 if [[ -n ${RUNS:-} ]]; then
     work=$RUNS

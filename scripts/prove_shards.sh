@@ -36,9 +36,7 @@ esac
 archive=$(realpath "$1")
 out=${2:-$(mktemp -d)}
 if [[ -z ${CNN:-} ]]; then
-    require_cargo
-    "$repository/scripts/setup.sh"
-    (cd "$repository" && cargo build --release --bin cnn)
+    build_program cnn
     CNN=$binaries/cnn
 fi
 

@@ -36,8 +36,7 @@ archive=$(realpath "$1")
 module=$(realpath "$2")
 python=$3
 out=${4:-$(mktemp -d)}
-require_cargo
-(cd "$repository" && cargo build --release --bin torchscript)
+build_program torchscript
 script=$binaries/torchscript
 threads=${THREADS:-$(nproc)}
 

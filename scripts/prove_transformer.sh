@@ -49,9 +49,7 @@ esac
 (($# <= 3)) || fail_input "unknown argument '$4': --help lists what there is."
 data=$(cd "$2" && pwd)
 find_python "${3:-}"
-require_cargo
-"$repository/scripts/setup.sh"
-(cd "$repository" && cargo build --release --bin transformer)
+build_program transformer
 
 work=$(mktemp -d)
 trap '[[ $? == 0 ]] && rm -rf "$work" || say "what was made is in $work."' EXIT
