@@ -257,6 +257,13 @@ unsafe extern "C" {
         count: usize,
         result: *mut *mut ScriptModule,
     ) -> Outcome;
+    pub fn suite_script_quantize(
+        module: *const ScriptModule,
+        kept: *const *const c_char,
+        count: usize,
+        result: *mut *mut ScriptModule,
+        layers: *mut usize,
+    ) -> Outcome;
     pub fn suite_script_cast(module: *mut ScriptModule, kind: i8) -> Outcome;
     pub fn suite_script_methods(module: *const ScriptModule, result: *mut *mut c_char) -> Outcome;
     pub fn suite_script_schema(
