@@ -279,8 +279,8 @@ fn decoding_on_the_cache_gives_the_scores_of_whole_texts() -> Result<()> {
         let mut from = 0;
         for length in [1, 3, 1, 1, 30, 1, 3] {
             let swap = Tensor::from_slice(&[1i64, 0]);
-            state.select(&swap, false);
-            state.select(&swap, false);
+            state.select(&swap, Some(&swap));
+            state.select(&swap, Some(&swap));
             parts.push(model.decode(&target.narrow(1, from, length), &mut state, false));
             from += length;
         }
@@ -302,7 +302,7 @@ impl Writer for Table {
         self.scores.flatten(0, 1).index_select(0, &rows)
     }
 
-    fn select(&mut self, rows: &Tensor, _same_sources: bool) {
+    fn select(&mut self, rows: &Tensor, _sources: Option<&Tensor>) {
         self.before = self.before.index_select(0, rows);
     }
 }

@@ -187,7 +187,8 @@ pub struct RunArgs {
     /// Run folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// best, last or step-N [default: best, or last where there is no best]
+    /// best, last, step-N, or average:N for the mean of the weights of the newest N checkpoints, which `train --keep N` keeps [default: best, or last where
+    /// there is no best]
     #[arg(long, value_name = "NAME")]
     pub checkpoint: Option<String>,
     #[command(flatten)]
@@ -216,7 +217,8 @@ pub struct ModelArgs {
     /// Run folder
     #[arg(value_name = "RUN", required_unless_present = "model")]
     pub run: Option<PathBuf>,
-    /// best, last or step-N [default: best, or last where there is no best]
+    /// best, last, step-N, or average:N for the mean of the weights of the newest N checkpoints, which `train --keep N` keeps [default: best, or last where
+    /// there is no best]
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub checkpoint: Option<String>,
     #[command(flatten)]

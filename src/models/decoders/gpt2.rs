@@ -186,7 +186,7 @@ pub(super) fn untied_head(scope: &Scope, width: i64, vocabulary: i64, init: Init
 }
 
 impl Decoder for Gpt2 {
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
         let positions = layout.positions(tokens, cache.len());
         let embedded = self.wte.forward(tokens) + self.wpe.forward(&positions); // [batch, length, width]
         let x = dropout(embedded, self.config.embd_pdrop, train);
@@ -195,10 +195,13 @@ impl Decoder for Gpt2 {
             .iter()
             .zip(&mut cache.layers)
             .fold(x, |x, (block, cache)| block.forward(&x, layout.mask, cache, &self.config, train));
-        let x = self.ln_f.forward(&x);
+        self.ln_f.forward(&x)
+    }
+
+    fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => x.linear(self.wte.weight(), None::<&Tensor>),
+            Some(head) => head.forward(read),
+            None => read.linear(self.wte.weight(), None::<&Tensor>),
         }
     }
 

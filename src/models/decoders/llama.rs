@@ -279,7 +279,7 @@ impl Llama {
 }
 
 impl Decoder for Llama {
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
         let x = self.embed_tokens.forward(tokens); // [batch, length, hidden_size]
         let rotation = Rotation::new(&layout.positions(tokens, cache.len()), &self.frequencies, x.kind());
         let options = AttentionOptions {
@@ -293,10 +293,13 @@ impl Decoder for Llama {
             .iter()
             .zip(&mut cache.layers)
             .fold(x, |x, (layer, cache)| layer.forward(&x, &rotation, cache, options, &self.config));
-        let x = self.norm.forward(&x);
+        self.norm.forward(&x)
+    }
+
+    fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => x.linear(self.embed_tokens.weight(), None::<&Tensor>),
+            Some(head) => head.forward(read),
+            None => read.linear(self.embed_tokens.weight(), None::<&Tensor>),
         }
     }
 

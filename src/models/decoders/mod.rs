@@ -76,8 +76,16 @@ impl DecoderConfig {
 
 /// A language model.
 pub trait Decoder {
+    /// What `tokens` `[batch, length]` (int64), which follow those in the cache, mean together with them: `[batch, length, width]`.
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor;
+
+    /// Scores of the token after each that has been read: `[…, width]` to `[…, vocabulary]`.
+    fn scores(&self, read: &Tensor) -> Tensor;
+
     /// Scores of the token after each of `tokens` `[batch, length]` (int64), which follow those in the cache: `[batch, length, vocabulary]`.
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor;
+    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+        self.scores(&self.read(tokens, layout, cache, train))
+    }
 
     /// Scores for whole texts from their beginning, as training needs them.
     fn forward(&self, tokens: &Tensor, layout: Layout<'_>, train: bool) -> Tensor {

@@ -130,9 +130,10 @@ impl Layer {
         let attended = self.self_attn.attend(&self.self_attn.project_query(input), &key, &value, options);
         let mut x = self.self_attn_layer_norm.forward(&(dropout(attended, config.dropout, train) + input));
         if let Some((attention, norm)) = &self.encoder_attn {
-            let [key, value] = &state.memory;
             let options = AttentionOptions { mask: Some(memory_mask), ..config.attention(train) };
-            let attended = attention.attend(&attention.project_query(&x), key, value, options);
+            let attended = state.look_at_memory(&x, |x, key, value| {
+                attention.attend(&attention.project_query(x), key, value, options)
+            });
             x = norm.forward(&(dropout(attended, config.dropout, train) + x));
         }
         self.dense(&x, config, train)

@@ -143,18 +143,36 @@ impl DecoderState {
         self.len() == 0
     }
 
-    /// Keeps the rows of the batch that are numbered, in that order. Rows that change places only among hypotheses of one source
-    /// (`same_sources`) keep what they know of it.
-    pub fn select(&mut self, rows: &Tensor, same_sources: bool) {
+    /// Keeps the rows of the batch that are numbered, in that order, and of the sources those that `sources` numbers, all if left out. A source may
+    /// have several rows, as many as the others; they stand side by side, and look at one memory.
+    pub fn select(&mut self, rows: &Tensor, sources: Option<&Tensor>) {
         for layer in &mut self.layers {
             layer.own.select(rows);
-            if !same_sources {
-                layer.memory = layer.memory.each_ref().map(|tensor| tensor.index_select(0, rows));
+            if let Some(sources) = sources {
+                layer.memory = layer.memory.each_ref().map(|tensor| tensor.index_select(0, sources));
             }
         }
-        if !same_sources {
-            self.memory_mask = self.memory_mask.index_select(0, rows);
+        if let Some(sources) = sources {
+            self.memory_mask = self.memory_mask.index_select(0, sources);
         }
+    }
+}
+
+impl LayerState {
+    /// What `attend` makes of target tokens `[batch, length, width]` that look at the keys and values of the source. Rows of one source are given to it
+    /// as one longer row: none sees another there, and the memory need not be repeated.
+    fn look_at_memory(
+        &self,
+        input: &Tensor,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
+    ) -> Tensor {
+        let [key, value] = &self.memory;
+        let size = input.size();
+        let sources = key.size()[0];
+        if size[0] == sources {
+            return attend(input, key, value);
+        }
+        attend(&input.reshape([sources, -1, size[2]]), key, value).reshape(&size)
     }
 }
 

@@ -180,9 +180,10 @@ impl Block {
         let attended = attention.attend(&attention.project_query(&normed), key, value, options(bias));
         let mut x = dropout(attended, rate, true) + input;
         if let (Some((norm, attention)), Some((state, mask))) = (&self.source, source) {
-            let [key, value] = &state.memory;
-            let query = attention.project_query(&norm.forward(&x));
-            x = dropout(attention.attend(&query, key, value, options(mask)), rate, true) + x;
+            let attended = state.look_at_memory(&norm.forward(&x), |x, key, value| {
+                attention.attend(&attention.project_query(x), key, value, options(mask))
+            });
+            x = dropout(attended, rate, true) + x;
         }
         let (norm, dense) = &self.dense;
         dropout(dense.forward(&norm.forward(&x), rate), rate, true) + x

@@ -255,9 +255,10 @@ impl DecoderLayer {
             self.self_attn.attend(&query, &key, &value, AttentionOptions { causal: true, ..options })
         });
         let x = self.block.around(&x, &self.norm2, rates.dropout, |x| {
-            let [key, value] = &state.memory;
             let options = AttentionOptions { mask: Some(memory_mask), ..options };
-            self.multihead_attn.attend(&self.multihead_attn.project_query(x), key, value, options)
+            state.look_at_memory(x, |x, key, value| {
+                self.multihead_attn.attend(&self.multihead_attn.project_query(x), key, value, options)
+            })
         });
         self.block.around(&x, &self.norm3, rates.dropout, |x| self.block.dense(x, rates.dropout))
     }
