@@ -2,7 +2,7 @@
 """gpt: a GPT-2 of nanoGPT's size for a CPU, learning and writing characters.
 
 65 characters, context 64, 4 layers of width 128, 4 heads, inner width 512, GELU, normalisation before each part, no
-dropout, output layer tied to the embedding, biases everywhere: 809,984 parameters. Attention by
+dropout, output layer tied to the embedding, biases everywhere: 809,856 parameters. Attention by
 scaled_dot_product_attention.
 
 --mode train: 12 windows of 64 characters, mean cross-entropy, AdamW 1e-3, betas (0.9, 0.99), weight decay 0.1 but for
@@ -72,7 +72,7 @@ def main():
     options = harness.arguments(__doc__).parse_args()
     torch = harness.prepare(options)
     network = network_of(torch)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 809_984
+    assert sum(parameter.numel() for parameter in network.parameters()) == 809_856
     train = options.mode == "train"
     size = options.batch or (12 if train else 1)
     name = harness.variant(options, options.mode, f"b{size}")

@@ -324,7 +324,7 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum)]
     pub format: ExportFormat,
-    /// The file to write
+    /// The file or folder to write
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
 }
@@ -332,7 +332,7 @@ pub struct ExportArgs {
 /// Form of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ExportFormat {
-    /// A traced module for torch.jit.load.
+    /// A traced module for torch.jit.load; of a translator a folder with encoder.pt and decoder.pt, of a language model a step with its cache.
     Torchscript,
     /// Named weights for load_state_dict; adapters are merged into them.
     Safetensors,

@@ -1,6 +1,6 @@
 //! Keys and values of tokens that a decoder has seen, so that a step computes the new token only.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// What one attention layer keeps.
 #[derive(Debug, Default)]
@@ -43,6 +43,32 @@ impl LayerCache {
             Kept::Whole(kept) | Kept::Joined(kept) => Some(kept.each_ref().map(Tensor::shallow_clone)),
             Kept::Buffers { now, .. } => Some(now.each_ref().map(|buffer| filled(buffer, self.length))),
         }
+    }
+
+    /// The places of new `tokens` `[batch, length]` behind those that have been seen: `[length]` (int64), counted by tensors so that a traced model takes
+    /// any length.
+    pub fn places(&self, tokens: &Tensor) -> Tensor {
+        let places = count(&tokens.select(0, 0)) - 1;
+        match &self.kept {
+            Kept::Joined([keys, _]) => places + seen_by(keys).sum(Kind::Int64),
+            _ => places + self.length,
+        }
+    }
+
+    /// The places of all tokens, those that have been seen and then the new ones at `places`.
+    pub fn all_places(&self, places: &Tensor) -> Tensor {
+        match &self.kept {
+            Kept::Joined([keys, _]) => Tensor::cat(&[&(count(&seen_by(keys)) - 1), places], 0),
+            _ if self.length == 0 => places.shallow_clone(),
+            _ => Tensor::arange(self.length + places.size()[0], (Kind::Int64, places.device())),
+        }
+    }
+
+    /// Which of all tokens each new one at `places` sees, `[new, all]`: itself and what is before it. None where attention's own causal rule does; that
+    /// one goes by sizes, which a trace would keep.
+    pub fn rule(&self, places: &Tensor) -> Option<Tensor> {
+        matches!(self.kept, Kept::Joined(_))
+            .then(|| self.all_places(places).unsqueeze(0).le_tensor(&places.unsqueeze(1)))
     }
 
     /// Appends the keys and values of new tokens, `[batch, heads, length, head_dim]`, and returns those of all tokens. The first tokens are kept as
@@ -122,6 +148,23 @@ impl LayerCache {
     }
 }
 
+/// Keys and values of all layers, `[layers, 2, batch, heads, length, head_dim]`; none if a layer has seen nothing.
+pub fn stacked<'a>(layers: impl Iterator<Item = &'a LayerCache>) -> Option<Tensor> {
+    let layers: Vec<Tensor> =
+        layers.map(|layer| Some(Tensor::stack(&layer.keys_and_values()?, 0))).collect::<Option<_>>()?;
+    (!layers.is_empty()).then(|| Tensor::stack(&layers, 0))
+}
+
+/// 1, 2, 3, … for the elements of `[length]`.
+fn count(elements: &Tensor) -> Tensor {
+    elements.ones_like().cumsum(0, Kind::Int64)
+}
+
+/// A one for each token that keys `[batch, heads, length, head_dim]` are of: `[length]` (int64).
+fn seen_by(keys: &Tensor) -> Tensor {
+    keys.select(0, 0).select(0, 0).select(1, 0).ones_like().to_kind(Kind::Int64)
+}
+
 /// A buffer with room for at least `needed` tokens that begins with the `seen` ones of another.
 fn roomy(from: &Tensor, seen: i64, needed: i64) -> Tensor {
     let mut shape = from.size();
@@ -139,7 +182,7 @@ fn filled(buffer: &Tensor, length: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     #[test]
     fn rows_that_are_selected_keep_what_they_have_seen() {

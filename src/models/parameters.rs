@@ -4,7 +4,7 @@
 //! PyTorch's `state_dict`, and optimizers its order. A layer takes a [`Scope`], makes its tensors under it and keeps handles to them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
@@ -39,6 +39,8 @@ pub struct Entry {
 struct Entries {
     list: Vec<Entry>,
     positions: HashMap<String, usize>,
+    /// Layers whose weights are `[inputs, outputs]`.
+    transposed: HashSet<String>,
 }
 
 /// All named tensors of a model, shared between the model's layers and whoever saves, loads or optimizes them.
@@ -101,6 +103,16 @@ impl Parameters {
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let learned = |entry: Entry| entry.tensor.requires_grad().then_some((entry.name, entry.tensor));
         self.entries().into_iter().filter_map(learned).collect()
+    }
+
+    /// Notes that the weight of the layer `name` is `[inputs, outputs]`, the reverse of what is usual.
+    pub fn note_transposed(&self, name: &str) {
+        self.entries.borrow_mut().transposed.insert(name.to_owned());
+    }
+
+    /// Whether the weight of the layer `name` is `[inputs, outputs]`.
+    pub fn is_transposed(&self, name: &str) -> bool {
+        self.entries.borrow().transposed.contains(name)
     }
 
     /// The tensor of that name.

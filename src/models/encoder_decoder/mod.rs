@@ -9,12 +9,12 @@ pub mod positions;
 pub mod t5;
 pub mod transformer;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::Scope;
-use super::cache::LayerCache;
+use super::cache::{LayerCache, stacked};
 use marian::{Marian, MarianConfig};
 use t5::{T5, T5Config};
 use transformer::{Transformer, TransformerConfig};
@@ -112,6 +112,33 @@ pub trait EncoderDecoder {
     }
 }
 
+/// What a model outside this program reads a source with: `source` `[batch, source]` and its `mask`, not 0 where there is a token, become what the tokens
+/// mean, `[batch, source, width]`, and the keys and values that the decoder looks at, `[layers, 2, batch, heads, source, head_dim]`.
+pub fn encode(model: &dyn EncoderDecoder, source: &Tensor, mask: &Tensor) -> [Tensor; 2] {
+    let mask = mask.ne(0);
+    let encoded = model.encode(source, &mask, false);
+    let memory = model.start(&encoded, &mask).memory();
+    [encoded, memory]
+}
+
+/// A step of such a model: `target` `[batch, new]` behind `past` `[layers, 2, batch, heads, seen, head_dim]`, for sources with their `mask` and `memory` as
+/// [`encode`] gives it. Returns the scores of the token after each, `[batch, new, vocabulary]`, and the keys and values of all.
+///
+/// # Errors
+/// The model has no layer that keeps anything.
+pub fn step(
+    model: &dyn EncoderDecoder,
+    target: &Tensor,
+    mask: &Tensor,
+    memory: &Tensor,
+    past: &Tensor,
+) -> Result<[Tensor; 2]> {
+    let mut state = DecoderState::joined(memory, &mask.f_ne(0)?, past);
+    let scores = model.decode(target, &mut state, false);
+    let Some(past) = state.past() else { bail!("the model has no layer that keeps what it has seen") };
+    Ok([scores, past])
+}
+
 /// What a decoder keeps between steps.
 #[derive(Debug)]
 pub struct DecoderState {
@@ -131,6 +158,43 @@ impl DecoderState {
     fn new(memories: impl Iterator<Item = [Tensor; 2]>, mask: &Tensor) -> Self {
         let layers = memories.map(|memory| LayerState { own: LayerCache::default(), memory }).collect();
         Self { layers, memory_mask: key_mask(mask) }
+    }
+
+    /// From what a traced step is given: keys and values of the source, `[layers, 2, batch, heads, source, head_dim]`, its mask `[batch, source]`, and keys
+    /// and values of the target so far, of the same form. New ones are joined to them by operations of the graph.
+    pub fn joined(memory: &Tensor, mask: &Tensor, past: &Tensor) -> Self {
+        let layers = memory.size()[0];
+        let parts = |all: &Tensor, layer: i64| {
+            let both = all.select(0, layer);
+            [both.select(0, 0), both.select(0, 1)]
+        };
+        let layer =
+            |layer| LayerState { own: LayerCache::joined(parts(past, layer)), memory: parts(memory, layer) };
+        Self { layers: (0..layers).map(layer).collect(), memory_mask: key_mask(mask) }
+    }
+
+    /// Keys and values of the source, `[layers, 2, batch, heads, source, head_dim]`.
+    pub fn memory(&self) -> Tensor {
+        let layers: Vec<Tensor> = self.layers.iter().map(|layer| Tensor::stack(&layer.memory, 0)).collect();
+        Tensor::stack(&layers, 0)
+    }
+
+    /// Keys and values of the target so far, `[layers, 2, batch, heads, seen, head_dim]`; none before the first token.
+    pub fn past(&self) -> Option<Tensor> {
+        stacked(self.layers.iter().map(|layer| &layer.own))
+    }
+
+    /// The places of new `tokens` `[batch, length]`: `[length]`.
+    fn places(&self, tokens: &Tensor) -> Tensor {
+        match self.layers.first() {
+            Some(layer) => layer.own.places(tokens),
+            None => LayerCache::default().places(tokens),
+        }
+    }
+
+    /// Which of all tokens each new one sees, where attention's own causal rule will not do.
+    fn rule(&self, places: &Tensor) -> Option<Tensor> {
+        self.layers.first().and_then(|layer| layer.own.rule(places))
     }
 
     /// How many target tokens have been seen.
