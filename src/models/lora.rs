@@ -119,7 +119,7 @@ impl Adapter {
             return Ok(None);
         };
         let shape = [config.rank, inputs];
-        let down = scope.child("lora_A").parameter("weight", &shape, Init::default_weight(&shape))?;
+        let down = scope.child("lora_A").adapter_parameter("weight", &shape, Init::default_weight(&shape))?;
         let up = scope.child("lora_B").parameter("weight", &[outputs, config.rank], Init::ZEROS)?;
         Ok(Some(Self { down, up, scale: config.scale() }))
     }

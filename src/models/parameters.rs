@@ -12,7 +12,7 @@ use regex::Regex;
 use tch::{Device, Tensor};
 
 use super::init::Init;
-use super::lora::LoraConfig;
+use super::lora::{LoraConfig, is_adapter};
 use crate::bail_input;
 
 /// Whether the optimizer changes a tensor.
@@ -48,6 +48,8 @@ struct Entries {
 pub struct Parameters {
     device: Device,
     draws: bool,
+    /// The same of the model as a whole, whatever a scope leaves to later draws.
+    model_draws: bool,
     lora: Option<Rc<LoraConfig>>,
     entries: Rc<RefCell<Entries>>,
 }
@@ -55,13 +57,13 @@ pub struct Parameters {
 impl Parameters {
     /// An empty collection whose tensors will live on `device` and begin with drawn values.
     pub fn new(device: Device) -> Self {
-        Self { device, draws: true, lora: None, entries: Rc::default() }
+        Self { device, draws: true, model_draws: true, lora: None, entries: Rc::default() }
     }
 
     /// An empty collection whose tensors begin as zeros, without a single random draw: for a model whose weights come from a file, or
     /// whose shapes are all that matters.
     pub fn undrawn(device: Device) -> Self {
-        Self { draws: false, ..Self::new(device) }
+        Self { draws: false, model_draws: false, ..Self::new(device) }
     }
 
     /// The same, with adapters wherever a model makes a layer that the configuration names.
@@ -154,8 +156,9 @@ impl Parameters {
     /// Draws parameters anew, in the order of their making, where `choose` says from what: the loops over `self.modules()` at the end of many
     /// constructors in Python.
     pub fn redraw(&self, choose: impl Fn(&Entry) -> Option<Init>) -> Result<()> {
-        let learned = self.entries().into_iter().filter(|entry| entry.role == Role::Parameter);
-        for entry in learned {
+        // Adapters are no part of the architecture.
+        let learned = |entry: &Entry| entry.role == Role::Parameter && !is_adapter(&entry.name);
+        for entry in self.entries().into_iter().filter(learned) {
             if let Some(init) = choose(&entry) {
                 self.redraw_tensor(&entry.tensor, init)?;
             }
@@ -241,6 +244,13 @@ impl Scope {
     /// The scope of the field `name` (or of the element `name` of a list).
     pub fn child(&self, name: impl std::fmt::Display) -> Scope {
         Scope { parameters: self.parameters.clone(), prefix: self.full_name(&name.to_string()) }
+    }
+
+    /// Registers a learned tensor of an adapter, which is drawn at once: no architecture draws it later, as it does what it makes in
+    /// [`undrawn`](Scope::undrawn) scopes.
+    pub(super) fn adapter_parameter(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let initial = if self.parameters.model_draws { init } else { Init::ZEROS }.draw(shape)?;
+        self.given_parameter(name, initial)
     }
 
     /// The same place, where tensors are made without a random draw, as zeros.

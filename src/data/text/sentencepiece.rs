@@ -97,6 +97,9 @@ pub(super) fn sentencepiece_json(path: &Path, sentinels: usize) -> Result<String
     let mut pieces: Vec<(String, f64)> = Vec::with_capacity(model.pieces.len() + sentinels);
     let mut added = Vec::new();
     let mut unknown = None;
+    let ordinary = model.pieces.iter().filter(|piece| piece.kind.unwrap_or(ORDINARY) == ORDINARY);
+    let best = ordinary.filter_map(|piece| piece.score).fold(f32::NEG_INFINITY, f32::max);
+    let best = f64::from(best);
     for (number, piece) in model.pieces.iter().enumerate() {
         let text = piece.piece.clone().unwrap_or_default();
         match piece.kind.unwrap_or(ORDINARY) {
@@ -105,10 +108,15 @@ pub(super) fn sentencepiece_json(path: &Path, sentinels: usize) -> Result<String
                 added.push(added_token(number, &text, true));
             }
             MARK => added.push(added_token(number, &text, true)),
-            GIVEN => added.push(added_token(number, &text, false)),
+            GIVEN if model.kind == BPE => added.push(added_token(number, &text, false)),
             _ => {}
         }
-        pieces.push((text, f64::from(piece.score.unwrap_or(0.0))));
+        let score = match piece.kind {
+            // As the package computes it: better than any other pieces for the same characters.
+            Some(GIVEN) => text.chars().count() as f64 * best - 0.1,
+            _ => f64::from(piece.score.unwrap_or(0.0)),
+        };
+        pieces.push((text, score));
     }
     for number in (0..sentinels).rev() {
         let text = format!("<extra_id_{number}>");
@@ -186,8 +194,12 @@ impl SentencePiece {
             steps.push(json!({ "type": "Replace", "pattern": { "Regex": "^ +| +$" }, "content": "" }));
             steps.push(json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " }));
         }
-        // What stands behind a token that is found as a whole is no beginning.
-        let prefix = if self.normalizer.add_dummy_prefix.unwrap_or(true) { "first" } else { "never" };
+        let prefix = match self.normalizer.add_dummy_prefix.unwrap_or(true) {
+            true if self.kind == UNIGRAM => "always",
+            // What stands behind a token that is found as a whole is no beginning.
+            true => "first",
+            false => "never",
+        };
         // Pieces of BPE may hold several spaces.
         let split = self.kind == UNIGRAM;
         let metaspace =

@@ -80,7 +80,10 @@ impl Conv1D {
         let output = match train {
             true => input.linear(&self.weight.tr(), Some(&self.bias)),
             // Under autocast a weight is cast once for all steps, a view of it in each.
-            false => input.matmul(&self.weight) + &self.bias,
+            false => {
+                let product = input.matmul(&self.weight);
+                &product + self.bias.to_kind(product.kind())
+            }
         };
         record(&self.name, "Conv1D", &output, &[Some(&self.weight), Some(&self.bias)], || {
             output.numel() * self.weight.size()[0] as usize
