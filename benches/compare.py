@@ -68,6 +68,16 @@ CASES = {
         ("infer, batch 1", ["--mode", "infer", "--batch", "1", "--seq", "32", "--steps", "120", "--warmup", "10"], DTYPES),
         ("infer, batch 32", ["--mode", "infer", "--steps", "20"], DTYPES),
     ],
+    "seq2seq_transformer": [
+        ("train", ["--steps", "15", "--warmup", "2"], DTYPES),
+        ("greedy", ["--mode", "infer", "--steps", "10"], DTYPES),
+        ("beam 5", ["--mode", "infer", "--beam", "5", "--steps", "4"], DTYPES),
+    ],
+    "gpt": [
+        ("train", ["--steps", "100"], DTYPES),
+        ("write, 1 text", ["--mode", "infer", "--steps", "20"], DTYPES),
+        ("write, 16 texts", ["--mode", "infer", "--batch", "16", "--steps", "15"], DTYPES),
+    ],
     "lstm_charlm": [
         ("train", ["--steps", "60"], DTYPES),
         ("infer", ["--mode", "infer", "--steps", "150"], DTYPES),

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{CModule, Device, IValue, Kind, Tensor};
+use tch_suite::cli::transformer::{LanguageModelling, Translating};
+use tch_suite::cli::{Family, ScriptPart};
+use tch_suite::data::text::{TextTokenizer, TokenizerConfig, TokenizerKind};
+use tch_suite::data::translation::PairTokenizers;
 use tch_suite::generation::search::{Marks, SearchConfig, TargetWriter, Writer, search};
 use tch_suite::models::attention::{AttentionOptions, MultiheadAttention};
 use tch_suite::models::decoders::gpt2::Gpt2;
@@ -18,8 +23,12 @@ use tch_suite::models::encoder_decoder::transformer::{
     DecoderLayer, EncoderLayer, Transformer, TransformerConfig, Tying,
 };
 use tch_suite::models::{Parameters, Role, Scope};
+use tch_suite::native::trace::{Entry, trace_part};
+use tch_suite::tasks::Task;
+use tch_suite::tasks::language_model::LanguageModel;
+use tch_suite::tasks::translation::Translation;
 
-use crate::support::{data, formula};
+use crate::support::{Scratch, data, formula};
 
 fn fixture() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/language_models.json");
@@ -279,8 +288,8 @@ fn decoding_on_the_cache_gives_the_scores_of_whole_texts() -> Result<()> {
         let mut from = 0;
         for length in [1, 3, 1, 1, 30, 1, 3] {
             let swap = Tensor::from_slice(&[1i64, 0]);
-            state.select(&swap, false);
-            state.select(&swap, false);
+            state.select(&swap, Some(&swap));
+            state.select(&swap, Some(&swap));
             parts.push(model.decode(&target.narrow(1, from, length), &mut state, false));
             from += length;
         }
@@ -302,7 +311,7 @@ impl Writer for Table {
         self.scores.flatten(0, 1).index_select(0, &rows)
     }
 
-    fn select(&mut self, rows: &Tensor, _same_sources: bool) {
+    fn select(&mut self, rows: &Tensor, _sources: Option<&Tensor>) {
         self.before = self.before.index_select(0, rows);
     }
 }
@@ -450,6 +459,133 @@ fn layers_equal_the_larger_datas() -> Result<()> {
         let output = layer.attend(&layer.project_query(&query), &key, &value, options);
         let inputs = [("query", &query), ("key", &key_input), ("value", &value_input)];
         assert_parity(&parameters, &file, &output, &inputs);
+    }
+    Ok(())
+}
+
+/// Traces the parts of a network with two rows, and loads the files.
+fn traced(parts: Vec<ScriptPart<'_>>, parameters: &Parameters) -> Result<Vec<(CModule, Vec<Tensor>)>> {
+    let folder = Scratch::new();
+    let entries = parameters.entries();
+    let entries: Vec<Entry> = entries
+        .iter()
+        .map(|entry| Entry {
+            name: &entry.name,
+            tensor: &entry.tensor,
+            is_buffer: entry.role == Role::Buffer,
+        })
+        .collect();
+    let load = |part: ScriptPart<'_>| {
+        let path = folder.join(format!("{}.pt", part.name));
+        let named: Vec<(&str, &Tensor)> = part.inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        trace_part("Part", &entries, &named, &path, &mut |inputs| (part.forward)(inputs))?;
+        Ok((CModule::load(&path)?, part.inputs.into_iter().map(|(_, tensor)| tensor).collect()))
+    };
+    parts.into_iter().map(load).collect()
+}
+
+/// The two outputs of a module.
+fn two(module: &CModule, inputs: &[&Tensor]) -> [Tensor; 2] {
+    let inputs: Vec<IValue> = inputs.iter().map(|tensor| IValue::Tensor(tensor.shallow_clone())).collect();
+    match module.forward_is(&inputs).unwrap() {
+        IValue::Tuple(outputs) => match <[IValue; 2]>::try_from(outputs) {
+            Ok([IValue::Tensor(first), IValue::Tensor(second)]) => [first, second],
+            other => panic!("not two tensors: {other:?}"),
+        },
+        other => panic!("no tuple: {other:?}"),
+    }
+}
+
+#[test]
+fn traced_encoders_and_steps_compute_what_the_translators_do() -> Result<()> {
+    let fixture = fixture();
+    let rows = [[5i64, 9, 4, 12, 7, 3, 1, 2, 8], [8, 6, 11, 1, 0, 0, 0, 0, 0], [3, 4, 5, 6, 7, 1, 0, 0, 0]];
+    let source = Tensor::from_slice2(&rows);
+    let mask = source.ne(0);
+    let target = Tensor::from_slice2(&[[0i64, 6, 10, 4, 9, 3], [0, 7, 5, 2, 2, 4], [0, 3, 3, 5, 8, 11]]);
+    let config: TransformerConfig = serde_json::from_value(serde_json::json!({
+        "source_vocabulary": 23, "target_vocabulary": 23, "d_model": 16, "nhead": 4, "num_encoder_layers": 2,
+        "num_decoder_layers": 2, "dim_feedforward": 24, "positions": "learned", "norm_first": true,
+    }))?;
+    let parameters = Parameters::new(Device::Cpu);
+    let model: Box<dyn EncoderDecoder> = Box::new(Transformer::new(&parameters.root(), config)?);
+    let mut models = vec![("transformer".to_owned(), parameters, model)];
+    for case in fixture["encoder_decoder"].as_array().unwrap() {
+        let parameters = Parameters::new(Device::Cpu);
+        let model = open_encoder_decoder(case, &parameters)?;
+        models.push((case["model"].to_string(), parameters, model));
+    }
+    for (what, parameters, model) in models {
+        formula::fill(&parameters)?;
+        let tokenizer = TokenizerConfig { kind: TokenizerKind::Bytes, ..TokenizerConfig::default() };
+        let tokenizer = Arc::new(TextTokenizer::train(&tokenizer, std::iter::empty::<&str>())?);
+        let tokenizers =
+            PairTokenizers { source: tokenizer.clone(), target: tokenizer, pad: 0, begin: 0, end: 1 };
+        let marks = Marks { begin: 0, end: 1, ..Marks::default() };
+        let task = Translation::new(parameters, model, Arc::new(tokenizers), marks, 0.0, None);
+        let _guard = tch::no_grad_guard();
+        let parts = Translating::script_parts(&task)?.unwrap();
+        let files = traced(parts, task.parameters())?;
+        let [(encoder, _), (decoder, _)] = &files[..] else { panic!("not two files") };
+        let there = mask.to_kind(Kind::Int64);
+        let [encoded, memory] = two(encoder, &[&source, &there]);
+        let expected = task.model().encode(&source, &mask, false);
+        let real = mask.unsqueeze(2).to_kind(Kind::Float);
+        assert!(difference(&(encoded * &real), &(expected * &real)) < 1e-5, "{what}");
+        // From nothing, several tokens at once and one by one.
+        let mut past = memory.narrow(4, 0, 0);
+        let mut scores = Vec::new();
+        let mut from = 0;
+        for count in [2, 1, 3] {
+            let [new, all] = two(decoder, &[&target.narrow(1, from, count), &there, &memory, &past]);
+            scores.push(new);
+            past = all;
+            from += count;
+        }
+        let expected = task.model().forward(&source, &mask, &target, false);
+        assert!(difference(&Tensor::cat(&scores, 1), &expected) < 1e-5, "{what}");
+        // Each file has what it needs of the model, and nothing else.
+        let names = |module: &CModule| -> Vec<String> {
+            module.named_parameters().unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        let total = task.parameters().entries().len();
+        assert!(names(encoder).len() < total && names(decoder).len() < total, "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_traced_step_computes_what_the_language_models_do() -> Result<()> {
+    let fixture = fixture();
+    let tokens =
+        Tensor::from_slice2(&[[5i64, 9, 4, 12, 7, 3, 2], [0, 0, 8, 6, 11, 2, 4], [0, 0, 0, 0, 3, 3, 9]]);
+    let first = Tensor::from_slice(&[0i64, 2, 4]).unsqueeze(1);
+    let there = Tensor::arange(7, (Kind::Int64, Device::Cpu)).unsqueeze(0).ge_tensor(&first);
+    let positions = (there.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+    let mask = there.unsqueeze(1).unsqueeze(1);
+    for case in fixture["decoder"].as_array().unwrap() {
+        let what = case["model"].to_string();
+        let parameters = Parameters::new(Device::Cpu);
+        let model = open_decoder(case, &parameters)?;
+        formula::fill(&parameters)?;
+        let task = LanguageModel::new(parameters, model);
+        let _guard = tch::no_grad_guard();
+        let layout = Layout { positions: Some(&positions), mask: Some(&mask) };
+        let real = there.unsqueeze(2).to_kind(Kind::Float);
+        let expected = task.model().forward(&tokens, layout, false) * &real;
+        let files = traced(LanguageModelling::script_parts(&task)?.unwrap(), task.parameters())?;
+        let [(step, examples)] = &files[..] else { panic!("not one file") };
+        let mut past = examples[2].narrow(4, 0, 0).narrow(2, 0, 1).expand([-1, -1, 3, -1, -1, -1], false);
+        let mut scores = Vec::new();
+        let mut from = 0;
+        for count in [3, 1, 1, 2] {
+            let seen = there.narrow(1, 0, from + count).to_kind(Kind::Int64);
+            let [new, all] = two(step, &[&tokens.narrow(1, from, count), &seen, &past]);
+            scores.push(new);
+            past = all;
+            from += count;
+        }
+        assert!(difference(&(Tensor::cat(&scores, 1) * &real), &expected) < 1e-5, "{what}");
     }
     Ok(())
 }

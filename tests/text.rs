@@ -6,7 +6,7 @@ use anyhow::Result;
 use tch_suite::data::order::Sampler;
 use tch_suite::data::text::*;
 
-use crate::support::data;
+use crate::support::{data, fixture};
 
 #[test]
 fn bert_s_tokenizer_does_what_transformers_does() -> Result<()> {
@@ -87,4 +87,48 @@ fn a_hugging_face_folder_without_tokenizer_json_is_read() -> Result<()> {
     let nothing = TextTokenizer::open(Path::new("missing")).unwrap_err().to_string();
     assert!(nothing.contains("missing does not exist"), "{nothing}");
     Ok(())
+}
+
+#[test]
+fn sentencepiece_models_are_read_as_sentencepiece_reads_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sentencepiece");
+    // Made by scripts/references/sentencepiece_models.py.
+    let cases = fixture("sentencepiece/cases.json");
+    let mut compared = 0;
+    let mut check = |tokenizer: &TextTokenizer, name: &str, unknown: i64| {
+        for case in cases[name].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let expected: Vec<i64> = serde_json::from_value(case["tokens"].clone()).unwrap();
+            // Marks of Hugging Face's tokenizers are found in texts, which the package does not know.
+            if text.contains("</s>") || text.contains("<extra_id_0>") {
+                continue;
+            }
+            let found = tokenizer.encode(text).unwrap();
+            let written = |tokens: &[i64]| tokens.iter().map(|&id| tokenizer.token(id)).collect::<Vec<_>>();
+            assert_eq!(
+                found,
+                expected,
+                "{name}: {text:?}: {:?}, not {:?}",
+                written(&found),
+                written(&expected)
+            );
+            if let Some(decoded) = case["decoded"].as_str().filter(|_| !expected.contains(&unknown)) {
+                assert_eq!(tokenizer.decode(&expected, false).unwrap(), decoded, "{name}: {text:?}");
+            }
+            compared += 1;
+        }
+    };
+    let (source, target) = marian_tokenizers(&folder.join("marian")).unwrap().unwrap();
+    check(&source, "marian source", 1);
+    check(&target, "marian target", 1);
+    let t5 = TextTokenizer::open(&folder.join("t5")).unwrap();
+    check(&t5, "t5", 2);
+    let pieces = cases["t5 size"].as_i64().unwrap();
+    assert_eq!(t5.vocabulary_size() as i64, pieces + 100);
+    assert_eq!((t5.id("<extra_id_99>"), t5.id("<extra_id_0>")), (Some(pieces), Some(pieces + 99)));
+    assert_eq!((t5.special().pad, t5.special().end, t5.special().unknown), (Some(0), Some(1), Some(2)));
+    let llama = TextTokenizer::open(&folder.join("llama")).unwrap();
+    check(&llama, "llama", 0);
+    assert_eq!(llama.vocabulary_size() as i64, cases["llama size"].as_i64().unwrap());
+    assert!(compared > 50, "{compared}");
 }

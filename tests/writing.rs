@@ -1,10 +1,13 @@
 //! `transformer` as a translator and as a language model: from training to texts, and what is wrong with its input.
 
 use serde_json::{Value, json};
+use tch::{Kind, Tensor};
 
 use crate::support::Scratch;
-use crate::support::process::{Finished, assert_refused, run, run_with_input, transformer};
-use crate::support::runs::read_json;
+use crate::support::process::{
+    Finished, assert_refused, run, run_with_input, start, transformer, wait_until,
+};
+use crate::support::runs::{assert_same_files, checkpoints, metrics, read_json, results, tensors};
 
 const DIGITS: [(&str, &str); 6] = [
     ("one", "eins"),
@@ -110,6 +113,11 @@ fn a_translator_learns_digits_and_keeps_lines() {
     assert_eq!(found["candidates"].as_array().unwrap().len(), 2);
     assert!(found["candidates"][0]["score"].as_f64() >= found["candidates"][1]["score"].as_f64());
     assert!(!found["alignment"].as_array().unwrap().is_empty());
+    let scripts = place.text("scripts");
+    done(run(&mut transformer(["export", &run_folder, "--format", "torchscript", "--out", &scripts])));
+    for part in ["encoder", "decoder"] {
+        assert!(tch::CModule::load(format!("{scripts}/{part}.pt")).is_ok(), "{part}");
+    }
     // The same seed draws the same text.
     let drawn = || {
         let arguments = ["translate", &run_folder, "--sample", "--temperature", "2.0", "--seed", "5"];
@@ -135,6 +143,46 @@ fn a_translator_learns_digits_and_keeps_lines() {
 fn results_steps(place: &Place) -> String {
     let state = read_json(&place.0.join("whole/checkpoints/last/state.json"));
     state["progress"]["step"].as_u64().or(state["step"].as_u64()).unwrap().to_string()
+}
+
+#[test]
+fn a_mean_of_checkpoints_is_the_mean_of_their_weights() {
+    let place = Place(Scratch::new());
+    let (data, recipe) = (place.aligned(), place.translation_recipe(json!({})));
+    let saving = ["--recipe", &recipe, "--data", &data, "--steps", "23", "--save-every", "5", "--keep", "3"];
+    done(place.train("run", &[&saving[..], &["--set", "training.eval_every=1000"]].concat()));
+    let folder = place.text("run");
+    let export = |count: usize| {
+        let out = place.text(&format!("mean-{count}.safetensors"));
+        let checkpoint = format!("average:{count}");
+        let arguments =
+            ["export", &folder, "--format", "safetensors", "--checkpoint", &checkpoint, "--out", &out];
+        done(run(&mut transformer(arguments)));
+        tch_suite::weights::read_safetensors(out.as_ref()).unwrap()
+    };
+    let kept: Vec<_> =
+        [15, 20, 23].map(|step| tensors(&place.0.join("run"), &format!("step-{step}"), "model")).into();
+    for count in [1, 2, 3] {
+        let mean = export(count);
+        let newest = &kept[3 - count..];
+        assert_eq!(mean.len(), newest[0].len());
+        for (name, found) in mean {
+            let sum: Tensor = newest.iter().map(|one| one[&name].to_kind(Kind::Double)).sum();
+            let expected = (sum / count as f64).to_kind(Kind::Float);
+            assert!(found == expected, "{name} of {count}");
+        }
+    }
+    let lines = "two\n";
+    let arguments = ["translate", &folder, "--checkpoint", "average:2"];
+    assert_eq!(done(run_with_input(&mut transformer(arguments), lines)).lines().count(), 1);
+    let told = done(run(&mut transformer(["eval", &folder, "--checkpoint", "average:2"])));
+    assert!(told.contains("20, 23"), "{told}");
+    for (checkpoint, words) in
+        [("average:4", &["has 3 checkpoints", "--keep 4"][..]), ("average:0", &["average:5"])]
+    {
+        let refused = run(&mut transformer(["eval", &folder, "--checkpoint", checkpoint]));
+        assert_refused(&refused, 2, words);
+    }
 }
 
 #[test]
@@ -209,6 +257,9 @@ fn a_language_model_learns_writes_scores_and_is_exported() {
         let arguments =
             ["generate", &exported, "--prompt", "the cat ", "--temperature", "0", "--length", "12"];
         assert_eq!(done(run(&mut transformer(arguments))), "the cat sat on the m\n");
+        let script = place.text(&format!("{name}.pt"));
+        done(run(&mut transformer(["export", &folder, "--format", "torchscript", "--out", &script])));
+        assert!(tch::CModule::load(&script).is_ok());
         let long = "the cat ".repeat(20);
         let refused = run(&mut transformer(["generate", &folder, "--prompt", &long]));
         assert_refused(&refused, 2, &["160 tokens", "64"]);
@@ -247,4 +298,127 @@ fn answers_are_learned_from_conversations() {
         2,
         &["wrong.jsonl, line 2"],
     );
+}
+
+/// A recipe for the layers of `model` that lasts some seconds, and a text for it.
+fn small_language_model(place: &Place, model: &Value, training: Value) -> [String; 2] {
+    let text = "the cat sat on the mat. the dog sat on the log.\n".repeat(40);
+    let mut recipe = json!({
+        "name": "small", "model": {"task": "lm", "config": model},
+        "data": {"tokenizer": {"kind": "characters"}, "block": 32},
+        "training": {"steps": 60, "batch_size": 8, "threads": 1, "eval_every": 30,
+                     "optimizer": {"name": "adamw", "lr": 0.01}, "clip_norm": 1.0},
+    });
+    for (key, value) in training.as_object().unwrap() {
+        recipe["training"][key] = value.clone();
+    }
+    [place.write("small.json", &recipe.to_string()), place.write("small.txt", &text)]
+}
+
+fn small_models() -> [(&'static str, Value); 2] {
+    let gpt2 = json!({"model_type": "gpt2", "vocab_size": 0, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2,
+                      "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1});
+    let llama = json!({"model_type": "llama", "vocab_size": 0, "hidden_size": 32, "intermediate_size": 48,
+                       "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                       "max_position_embeddings": 64, "attention_dropout": 0.1});
+    [("gpt2", gpt2), ("llama", llama)]
+}
+
+#[test]
+fn recomputed_layers_of_a_language_model_change_nothing() {
+    for (name, model) in small_models() {
+        let place = Place(Scratch::new());
+        let [recipe, data] = small_language_model(&place, &model, json!({"steps": 12}));
+        let arguments = ["--recipe", &recipe, "--data", &data];
+        done(place.train("kept", &arguments));
+        done(place.train("again", &[&arguments[..], &["--gradient-checkpointing"]].concat()));
+        let [kept, again] = ["kept", "again"].map(|run| place.0.join(run));
+        assert_same_files(&checkpoints(&again), &checkpoints(&kept), name);
+        assert_eq!(results(&again), results(&kept), "{name}");
+    }
+}
+
+#[test]
+fn a_killed_language_model_ends_as_if_nothing_had_happened() {
+    let settings = [
+        json!({"steps": 400, "save_every": 7}),
+        json!({"steps": 300, "save_every": 5, "precision": "bf16", "accumulate": 2, "keep": 2, "ema": 0.9}),
+    ];
+    for ((name, model), settings) in small_models().into_iter().zip(settings) {
+        let place = Place(Scratch::new());
+        let [recipe, data] = small_language_model(&place, &model, settings);
+        done(place.train("whole", &["--recipe", &recipe, "--data", &data]));
+        let [whole, killed] = ["whole", "killed"].map(|run| place.0.join(run));
+        let out = killed.display().to_string();
+        let mut arguments = vec!["train", "--quiet", "--recipe", &recipe, "--data", &data, "--out", &out];
+        for kill_after in [3, 60, 150] {
+            let mut child = start(&mut transformer(&arguments));
+            assert!(wait_until(&mut child, || metrics(&killed).len() >= kill_after), "it ended before");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if killed.join("recipe.json").exists() {
+                arguments = vec!["train", "--quiet", "--resume", &out];
+            }
+        }
+        done(run(&mut transformer(&arguments)));
+        assert_same_files(&checkpoints(&killed), &checkpoints(&whole), name);
+        assert_eq!(results(&killed), results(&whole), "{name}");
+    }
+}
+
+#[test]
+fn adapters_of_language_models_learn_are_merged_and_leave_in_pefts_form() {
+    for (name, model) in small_models() {
+        let place = Place(Scratch::new());
+        let [recipe, data] = small_language_model(&place, &model, json!({}));
+        done(place.train("base", &["--recipe", &recipe, "--data", &data]));
+        let base = place.text("base-hf");
+        done(run(&mut transformer(["export", &place.text("base"), "--format", "hf", "--out", &base])));
+        let other = place.write("other.txt", &"the dog ate the cat. the cat ate the dog.\n".repeat(40));
+        let arguments = ["--task", "lm", "--init-from", &base, "--data", &other, "--lora-rank", "4"];
+        let more = [
+            "--steps",
+            "40",
+            "--lr",
+            "0.02",
+            "--threads",
+            "1",
+            "--batch-size",
+            "8",
+            "--set",
+            "data.block=32",
+        ];
+        done(place.train("lora", &[&arguments[..], &more].concat()));
+        let run_folder = place.text("lora");
+        let trained = tensors(&place.0.join("lora"), "last", "model");
+        let before =
+            tch_suite::weights::read_safetensors(format!("{base}/model.safetensors").as_ref()).unwrap();
+        let adapters: Vec<&String> = trained.keys().filter(|name| name.contains(".lora_")).collect();
+        assert_eq!(trained.len(), before.len() + adapters.len());
+        assert!(before.iter().all(|(key, tensor)| trained[key] == *tensor), "{name}: the base has changed");
+        let (merged, alone) = (place.text("merged"), place.text("adapters"));
+        done(run(&mut transformer(["export", &run_folder, "--format", "hf", "--out", &merged])));
+        done(run(&mut transformer(["export", &run_folder, "--format", "peft", "--out", &alone])));
+        let config = read_json(&place.0.join("adapters/adapter_config.json"));
+        assert_eq!((&config["task_type"], &config["r"]), (&json!("CAUSAL_LM"), &json!(4)));
+        assert_eq!(config["fan_in_fan_out"], json!(name == "gpt2"));
+        let saved =
+            tch_suite::weights::read_safetensors(format!("{alone}/adapter_model.safetensors").as_ref())
+                .unwrap();
+        assert_eq!(saved.len(), adapters.len());
+        let layer = match name {
+            "gpt2" => "transformer.h.0.attn.c_attn",
+            _ => "model.layers.0.self_attn.q_proj",
+        };
+        assert!(saved.contains_key(&format!("base_model.model.{layer}.lora_A.weight")), "{name}");
+        // Merged or beside the layers, the function is the same, and not that of the base.
+        let likelihood = |model: &str| {
+            let arguments = ["score", model, &other, "--format", "json", "--set", "data.block=32"];
+            let scored = done(run(&mut transformer(arguments)));
+            serde_json::from_str::<Value>(&scored).unwrap()["loss"].as_f64().unwrap()
+        };
+        let (beside, inside, without) = (likelihood(&run_folder), likelihood(&merged), likelihood(&base));
+        assert!((beside - inside).abs() < 1e-5, "{name}: {beside} and {inside}");
+        assert!(beside < without - 0.5, "{name}: {beside}, {without} before");
+    }
 }

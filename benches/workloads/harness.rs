@@ -53,6 +53,9 @@ pub struct Options {
     /// Tokens of a text, where all have as many
     #[arg(long, default_value_t = 64)]
     pub seq: usize,
+    /// Texts that seq2seq_transformer follows side by side
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub beam: usize,
     /// Form of the loss of mlp_small's network `keras`
     #[arg(long, value_enum, default_value_t = Loss::Logits)]
     pub loss: Loss,

@@ -10,10 +10,12 @@
 
 mod bert_minilm_finetune;
 mod dataloading;
+mod gpt;
 mod harness;
 mod image;
 mod lstm;
 mod mlp_small;
+mod seq2seq_transformer;
 mod startup;
 
 use std::os::unix::process::CommandExt;
@@ -62,6 +64,11 @@ enum Workload {
     /// A BERT of MiniLM's shape that learns to classify texts
     #[value(name = "bert_minilm_finetune")]
     BertMinilmFinetune,
+    /// An encoder-decoder in training, and translating greedily or with a beam
+    #[value(name = "seq2seq_transformer")]
+    Seq2seqTransformer,
+    /// A small GPT-2 of characters, learning or writing
+    Gpt,
     /// A character language model of two LSTM layers
     #[value(name = "lstm_charlm")]
     LstmCharLm,
@@ -102,6 +109,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Workload::ResNet20Cifar => image::run(&image::RESNET20_CIFAR, options),
         Workload::ResNet18 => image::run(&image::RESNET18_224, options),
         Workload::BertMinilmFinetune => bert_minilm_finetune::run(options),
+        Workload::Seq2seqTransformer => seq2seq_transformer::run(options),
+        Workload::Gpt => gpt::run(options),
         Workload::LstmCharLm => lstm::run(options),
         Workload::LstmGenerate => lstm::generate(options),
         Workload::Dataloading => dataloading::run(options),

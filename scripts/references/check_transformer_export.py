@@ -44,7 +44,7 @@ def inputs(model, batch, length):
     mask = torch.ones_like(ids)
     if batch > 1:
         mask[1, length // 2 :] = 0
-        ids[1, length // 2 :] = model.config.pad_token_id
+        ids[1, length // 2 :] = model.config.pad_token_id or 0
     given = {"input_ids": ids, "attention_mask": mask}
     if getattr(model.config, "type_vocab_size", 1) > 1:
         given["token_type_ids"] = torch.zeros_like(ids)

@@ -187,7 +187,8 @@ pub struct RunArgs {
     /// Run folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// best, last or step-N [default: best, or last where there is no best]
+    /// best, last, step-N, or average:N for the mean of the weights of the newest N checkpoints, which `train --keep N` keeps [default: best, or last where
+    /// there is no best]
     #[arg(long, value_name = "NAME")]
     pub checkpoint: Option<String>,
     #[command(flatten)]
@@ -216,7 +217,8 @@ pub struct ModelArgs {
     /// Run folder
     #[arg(value_name = "RUN", required_unless_present = "model")]
     pub run: Option<PathBuf>,
-    /// best, last or step-N [default: best, or last where there is no best]
+    /// best, last, step-N, or average:N for the mean of the weights of the newest N checkpoints, which `train --keep N` keeps [default: best, or last where
+    /// there is no best]
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub checkpoint: Option<String>,
     #[command(flatten)]
@@ -322,7 +324,7 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum)]
     pub format: ExportFormat,
-    /// The file to write
+    /// The file or folder to write
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
 }
@@ -330,7 +332,7 @@ pub struct ExportArgs {
 /// Form of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ExportFormat {
-    /// A traced module for torch.jit.load.
+    /// A traced module for torch.jit.load; of a translator a folder with encoder.pt and decoder.pt, of a language model a step with its cache.
     Torchscript,
     /// Named weights for load_state_dict; adapters are merged into them.
     Safetensors,

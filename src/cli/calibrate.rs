@@ -71,6 +71,9 @@ pub fn calibrate(arguments: &CalibrateArgs) -> Result<()> {
     let log = Log::new(Verbosity::from_flags(false, false));
     let mut session = Session::<Cnn>::open(&arguments.run.as_model())?;
     session.task.set_temperature(1.0);
+    if arguments.run.checkpoint.as_deref().is_some_and(|name| name.starts_with("average:")) {
+        bail_input!("calibrate finds the temperature of one checkpoint, not of a mean of several");
+    }
     if session.task.is_multi_label() {
         bail_input!("calibrate is for one label to an image; this run has several");
     }

@@ -165,6 +165,12 @@ pub trait Family: Sized {
         None
     }
 
+    /// The parts of a trained task's network that are traced each by itself, where it is not used as a whole: one, which becomes a file, or several, which
+    /// become a folder of files.
+    fn script_parts(_task: &Self::Task) -> Result<Option<Vec<ScriptPart<'_>>>> {
+        Ok(None)
+    }
+
     /// Predictions for inputs of the command line. A family whose predictions are no ranked classes has a verb of its own.
     fn predict(
         _task: &mut Self::Task,
@@ -188,6 +194,17 @@ pub trait Family: Sized {
         data: &Self::Dataset,
         evaluation: &Evaluation,
     ) -> Result<()>;
+}
+
+/// A part of a network that a TorchScript file is made of.
+pub struct ScriptPart<'a> {
+    /// The file's name without its ending, where there are several.
+    pub name: &'static str,
+    /// Inputs to trace it with.
+    pub inputs: Vec<(&'static str, Tensor)>,
+    /// From inputs to outputs.
+    #[allow(clippy::type_complexity)]
+    pub forward: Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a>,
 }
 
 /// A model on its own: its tensors and what it computes.

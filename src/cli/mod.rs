@@ -30,7 +30,7 @@ pub use args::{
     CommonVerb, CompareArgs, DeviceArgs, DoctorArgs, EvalArgs, ExportArgs, InfoArgs, ModelArgs, RecipesArgs,
     RunArgs, TrainArgs,
 };
-pub use family::{Family, FamilyRecipe, FolderFormat, Prediction};
+pub use family::{Family, FamilyRecipe, FolderFormat, Prediction, ScriptPart};
 
 use std::any::Any;
 use std::io::Write;

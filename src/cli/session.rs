@@ -14,9 +14,9 @@ use crate::native::{random, system};
 use crate::recipe::{self, Attachments, differences};
 use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
-use crate::training::checkpoint::{Environment, load_weights, read_progress};
+use crate::training::checkpoint::{Environment, load_mean_weights, load_weights};
 use crate::training::config::{MAY_CHANGE_ON_RESUME, TrainingConfig};
-use crate::training::run::{find_checkpoint, read_recipe};
+use crate::training::run::{find_checkpoints, read_recipe, step_of};
 use crate::weights;
 use crate::{bad_input, bail_input, files};
 
@@ -218,13 +218,26 @@ impl<F: Family> Session<F> {
         let device = prepare(&mut recipe.training)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
         let mut task = F::build(&recipe, parameters)?;
-        let checkpoint = find_checkpoint(run, arguments.checkpoint.as_deref())?;
-        load_weights(&checkpoint, task.parameters())?;
-        let step = read_progress(&checkpoint)?.step;
-        if let Some(calibration) = Calibration::read(run)?.filter(|calibration| calibration.step == step) {
+        let checkpoints = find_checkpoints(run, arguments.checkpoint.as_deref())?;
+        let steps = checkpoints.iter().map(|folder| step_of(folder)).collect::<Result<Vec<_>>>()?;
+        let listed = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let origin = match &checkpoints[..] {
+            [checkpoint] => {
+                load_weights(checkpoint, task.parameters())?;
+                format!("checkpoint of step {listed}")
+            }
+            several => {
+                load_mean_weights(several, task.parameters())?;
+                format!("mean of the checkpoints of steps {listed}")
+            }
+        };
+        let step = steps.last().copied();
+        // Another temperature fits a mean.
+        let calibration = Calibration::read(run)?.filter(|calibration| steps == [calibration.step]);
+        if let Some(calibration) = calibration {
             F::set_temperature(&mut task, calibration.temperature);
         }
-        Ok(Self { recipe, task, origin: format!("checkpoint of step {step}"), step: Some(step) })
+        Ok(Self { recipe, task, origin, step })
     }
 
     fn of_folder(folder: &Path, arguments: &ModelArgs) -> Result<Self> {

@@ -13,9 +13,9 @@ pub trait Writer {
     /// Takes the newest token of each row, `[rows]` (int64), and returns the scores of the next, `[rows, vocabulary]`.
     fn step(&mut self, tokens: &Tensor) -> Tensor;
 
-    /// Keeps the rows that are numbered, in that order; a row may be kept twice. `same_sources` says that rows change places only among those
-    /// of one source.
-    fn select(&mut self, rows: &Tensor, same_sources: bool);
+    /// Keeps the rows that are numbered, in that order; a row may be kept twice. `sources` numbers the sources that are kept, all if left out. The rows of
+    /// a source stand side by side, and each source has as many as the others.
+    fn select(&mut self, rows: &Tensor, sources: Option<&Tensor>);
 }
 
 /// What is searched for.
@@ -69,7 +69,7 @@ impl SearchConfig {
 pub struct Marks {
     /// What every text begins with, not part of the result.
     pub begin: i64,
-    /// What ends a text.
+    /// What ends a text; negative where nothing does before its longest.
     pub end: i64,
     /// What is never written.
     pub never: Vec<i64>,
@@ -92,8 +92,17 @@ pub struct Hypothesis {
 
 /// What is told of a copy that failed.
 const COPYING: &str = "copying scores to the host";
-/// Steps between looks at whether greedy decoding is done, each of which waits for the device.
-const STEPS_BETWEEN_LOOKS: usize = 8;
+
+/// Steps between looks at whether texts are done. A look waits for the device; on the CPU there is nothing to wait for, and a row that is done is not
+/// computed any further.
+fn steps_between_looks(device: tch::Device) -> usize {
+    if device == tch::Device::Cpu { 1 } else { 8 }
+}
+
+/// Whether so many are done that the rest should go on without them: what is kept of the rest must be copied for that.
+fn is_worth_dropping(left: usize, all: usize) -> bool {
+    8 * left <= 7 * all
+}
 
 /// The best texts for each of `sources` rows, best first.
 ///
@@ -135,23 +144,34 @@ pub fn sample(
         seeds.iter().map(|&seed| TokenSampler::new(sampling.clone(), seed)).collect::<Result<Vec<_>>>()?;
     let none = Hypothesis { tokens: Vec::new(), ended: false, log_probability: 0.0, score: 0.0 };
     let mut texts = vec![none; before.len()];
+    // With what came before them.
+    let mut whole = before.to_vec();
     // The text of each row that is still being written.
     let mut rows: Vec<usize> = (0..before.len()).collect();
     let mut newest = newest.shallow_clone();
+    let mut written = Written::new(&newest, marks, config);
+    let mut scores = Vec::new();
     for length in 1..=config.max_length {
-        let scores = log_probabilities(writer, &newest);
-        let sequences: Vec<&[i64]> = rows.iter().map(|&text| texts[text].tokens.as_slice()).collect();
-        let scores = restrict(&scores, &sequences, length, marks, config);
-        let scores = Vec::<Vec<f32>>::try_from(&scores)?;
-        let mut kept = Vec::new();
-        for (row, (&text, scores)) in rows.iter().zip(&scores).enumerate() {
+        let logits = writer.step(&newest).f_to_kind(Kind::Float)?; // [rows, vocabulary]
+        let logits = restrict(&logits, written.as_ref(), length, marks, config);
+        let vocabulary = logits.size()[1] as usize;
+        // What makes probabilities of them comes along: one copy for all.
+        let with_sums = Tensor::f_cat(&[&logits, &logits.f_logsumexp(1, true)?], 1)?;
+        scores.resize(with_sums.numel(), 0f32);
+        with_sums
+            .f_to_device(tch::Device::Cpu)?
+            .f_copy_data(&mut scores, with_sums.numel())
+            .context(COPYING)?;
+        let mut kept = Vec::with_capacity(rows.len());
+        for (row, (&text, scores)) in rows.iter().zip(scores.chunks(vocabulary + 1)).enumerate() {
             let hypothesis = &mut texts[text];
-            let token = samplers[text].next(scores, &[&before[text], &hypothesis.tokens[..]].concat());
-            hypothesis.log_probability += f64::from(scores[token as usize]);
+            let token = samplers[text].next(&scores[..vocabulary], &whole[text]);
+            hypothesis.log_probability += f64::from(scores[token as usize]) - f64::from(scores[vocabulary]);
             if token == marks.end {
                 hypothesis.ended = true;
             } else {
                 hypothesis.tokens.push(token);
+                whole[text].push(token);
                 kept.push((row as i64, text));
             }
         }
@@ -160,11 +180,14 @@ pub fn sample(
         }
         if kept.len() < rows.len() {
             let numbers: Vec<i64> = kept.iter().map(|(row, _)| *row).collect();
-            writer.select(&Tensor::from_slice(&numbers).to_device(device), false);
+            let numbers = Tensor::from_slice(&numbers).to_device(device);
+            writer.select(&numbers, Some(&numbers));
+            written = written.map(|written| written.select(&numbers));
             rows = kept.iter().map(|(_, text)| *text).collect();
         }
         let tokens: Vec<i64> = rows.iter().filter_map(|&text| texts[text].tokens.last().copied()).collect();
         newest = Tensor::from_slice(&tokens).to_device(device);
+        written = written.map(|written| written.and(&newest));
     }
     for text in &mut texts {
         let length = text.tokens.len() + usize::from(text.ended);
@@ -181,29 +204,32 @@ fn greedy(
     config: &SearchConfig,
     device: tch::Device,
 ) -> Result<Vec<Hypothesis>> {
+    let between_looks = steps_between_looks(device);
     let mut done: Vec<Option<Hypothesis>> = vec![None; sources];
     let mut rows: Vec<usize> = (0..sources).collect();
     let mut newest = Tensor::full([sources as i64], marks.begin, (Kind::Int64, device));
-    let mut steps: Vec<Tensor> = Vec::new(); // [rows] each, tokens and their log-probabilities alternating
-    let mut written: Vec<(Vec<i64>, f64)> = vec![(Vec::new(), 0.0); sources];
+    let mut written = Written::new(&newest, marks, config);
+    // Since the last look: tokens and their log-probabilities alternating, [rows] each.
+    let mut steps: Vec<Tensor> = Vec::new();
+    let mut texts: Vec<(Vec<i64>, f64)> = vec![(Vec::new(), 0.0); sources];
     for length in 1..=config.max_length {
         let scores = log_probabilities(writer, &newest);
-        // Tokens that repeat are known only on the host; without that rule nothing is copied.
-        let look =
-            config.no_repeat_ngram > 0 || length % STEPS_BETWEEN_LOOKS == 0 || length == config.max_length;
-        let sequences: Vec<&[i64]> = rows.iter().map(|&row| written[row].0.as_slice()).collect();
-        let scores = restrict(&scores, &sequences, length, marks, config);
+        let scores = restrict(&scores, written.as_ref(), length, marks, config);
         let (best, tokens) = scores.max_dim(1, false);
         steps.extend([tokens.to_kind(Kind::Double), best.to_kind(Kind::Double)]);
         newest = tokens;
-        if !look {
+        written = written.map(|written| written.and(&newest));
+        if length % between_looks != 0 && length != config.max_length {
             continue;
         }
         let new: Vec<Vec<f64>> = Vec::try_from(&Tensor::stack(&steps, 0)).context(COPYING)?; // [2 · steps, rows]
         steps.clear();
         let mut kept = Vec::new();
         for (number, &row) in rows.iter().enumerate() {
-            let (tokens, sum) = &mut written[row];
+            if done[row].is_some() {
+                continue;
+            }
+            let (tokens, sum) = &mut texts[row];
             let mut ended = false;
             for step in new.chunks(2) {
                 *sum += step[1][number];
@@ -228,29 +254,150 @@ fn greedy(
         if kept.is_empty() {
             break;
         }
-        if kept.len() < rows.len() {
+        if is_worth_dropping(kept.len(), rows.len()) {
             let numbers = Tensor::from_slice(&kept).to_device(device);
-            writer.select(&numbers, false);
+            writer.select(&numbers, Some(&numbers));
             newest = newest.index_select(0, &numbers);
+            written = written.map(|written| written.select(&numbers));
             rows = kept.iter().map(|&number| rows[number as usize]).collect();
         }
     }
     Ok(done.into_iter().flatten().collect())
 }
 
-/// One text being written in a beam.
-#[derive(Clone, Debug)]
-struct Running {
-    tokens: Vec<i64>,
-    log_probability: f32,
+/// Texts of several sources, each with as many as the beam is wide. All of it is on the device; the host is told now and then which sources are done.
+struct Beams {
+    width: i64,
+    length_penalty: f64,
+    end: i64,
+    /// Log-probabilities of the texts that are being written, best first: `[sources, width]`, at first `[sources, 1]`.
+    sums: Tensor,
+    /// The best texts that are done, best first, each as [`RECORD`] numbers: `[sources, width, RECORD]` (float64).
+    finished: Tensor,
+    /// Whether a text that is being written may still become one of the best: `[sources]`. What is done is not changed any more.
+    live: Tensor,
+    /// For each step the tokens `[rows]` and the rows of the step before that they follow `[rows]`.
+    steps: Vec<[Tensor; 2]>,
 }
 
-/// What is known of one source.
-struct Beam {
-    source: usize,
-    running: Vec<Running>,
-    /// Best first.
-    finished: Vec<Hypothesis>,
+/// What is known of a text that is done: its score, its log-probability, the step of its last token (from 0), the row of the step before that this follows, and that
+/// token.
+const RECORD: i64 = 5;
+
+impl Beams {
+    fn new(sources: usize, marks: &Marks, config: &SearchConfig, device: tch::Device) -> Self {
+        let (sources, width) = (sources as i64, config.beam as i64);
+        Self {
+            width,
+            length_penalty: config.length_penalty,
+            end: marks.end,
+            sums: Tensor::zeros([sources, 1], (Kind::Float, device)),
+            finished: Tensor::full([sources, width, RECORD], f64::NEG_INFINITY, (Kind::Double, device)),
+            live: Tensor::ones([sources], (Kind::Bool, device)),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Takes the log-probabilities of the next tokens, `[rows, vocabulary]`, and keeps what is best; `last` ends all texts. Returns the tokens and the rows that they
+    /// follow, `[sources, width]` each.
+    fn step(&mut self, scores: &Tensor, last: bool) -> [Tensor; 2] {
+        let (sources, per_source) = (self.sums.size()[0], self.sums.size()[1]);
+        let (vocabulary, device) = (scores.size()[1], scores.device());
+        let length = (self.steps.len() + 1) as f64;
+        let all = (scores + self.sums.view([-1, 1])).view([sources, per_source * vocabulary]);
+        // Twice the width, so that enough go on even if the best all end. A vocabulary too small for that is filled up with texts that cannot win.
+        let wanted = 2 * self.width;
+        let there = wanted.min(per_source * vocabulary);
+        let (mut values, mut places) = all.topk(there, 1, true, true);
+        if there < wanted {
+            values = values.pad([0, wanted - there], "constant", f64::NEG_INFINITY);
+            places = places.constant_pad_nd([0, wanted - there]);
+        }
+        let first_rows = Tensor::arange(sources, (Kind::Int64, device)).unsqueeze(1) * per_source;
+        let rows = places.divide_scalar_mode(vocabulary, "floor") + first_rows; // [sources, 2 · width]
+        let tokens = places.remainder(vocabulary);
+        let ends = tokens.eq(self.end);
+
+        // Of texts that end only those among the best count.
+        let best = |tensor: &Tensor| tensor.narrow(1, 0, self.width);
+        let mut counts = best(&values).isfinite().logical_and(&self.live.unsqueeze(1));
+        if !last {
+            counts = counts.logical_and(&best(&ends));
+        }
+        let sums = best(&values).to_kind(Kind::Double);
+        let scores = &sums / length.powf(self.length_penalty);
+        let scores = scores.where_scalarother(&counts, f64::NEG_INFINITY);
+        let step = sums.full_like(self.steps.len() as f64);
+        let new = Tensor::stack(
+            &[scores, sums, step, best(&rows).to_kind(Kind::Double), best(&tokens).to_kind(Kind::Double)],
+            2,
+        );
+        let finished = Tensor::cat(&[&self.finished, &new], 1);
+        // Of equal ones the earlier comes first.
+        let (_, order) = finished.select(2, 0).sort_stable(true, 1, true);
+        let order = best(&order).unsqueeze(2).expand([-1, -1, RECORD], false);
+        self.finished = finished.gather(1, &order, false);
+
+        // Those that go on, in their order.
+        let ranks = Tensor::arange(wanted, (Kind::Int64, device));
+        let going_on = best(&(&ends * wanted + ranks).argsort(1, false));
+        self.sums = values.masked_fill(&ends, f64::NEG_INFINITY).gather(1, &going_on, false);
+        // transformers' guess: no text gets better than the best running one would be if it ended here.
+        let most = self.sums.select(1, 0).to_kind(Kind::Double) / length.powf(self.length_penalty);
+        let least = self.finished.select(2, 0).select(1, self.width - 1);
+        self.live = self.live.logical_and(&most.gt_tensor(&least));
+        [tokens.gather(1, &going_on, false), rows.gather(1, &going_on, false)]
+    }
+
+    /// Whether each source is live, and its best texts.
+    fn look(&self) -> Result<Vec<(bool, Vec<f64>)>> {
+        let live = self.live.f_to_kind(Kind::Double)?.f_unsqueeze(1)?;
+        let all = Tensor::f_cat(&[&live, &self.finished.f_flatten(1, 2)?], 1)?; // [sources, 1 + width · RECORD]
+        let all = Vec::<Vec<f64>>::try_from(&all).context(COPYING)?;
+        Ok(all.into_iter().map(|row| (row[0] != 0.0, row[1..].to_vec())).collect())
+    }
+
+    fn select(&mut self, sources: &Tensor) {
+        for tensor in [&mut self.sums, &mut self.finished, &mut self.live] {
+            *tensor = tensor.index_select(0, sources);
+        }
+    }
+
+    /// The texts of records, with all their tokens.
+    fn texts(&self, records: Vec<Vec<f64>>, n_best: usize) -> Result<Vec<Vec<Hypothesis>>> {
+        let flat: Vec<&Tensor> = self.steps.iter().flatten().collect();
+        let steps = match flat.is_empty() {
+            true => Vec::new(),
+            false => Vec::<i64>::try_from(&Tensor::f_cat(&flat, 0)?).context(COPYING)?,
+        };
+        // Where the tokens of each step begin, and how many there are; as many rows follow them.
+        let mut places = Vec::with_capacity(self.steps.len());
+        let mut from = 0;
+        for [tokens, _] in &self.steps {
+            let count = tokens.size()[0] as usize;
+            places.push((from, count));
+            from += 2 * count;
+        }
+        let text = |record: &[f64]| {
+            let &[score, log_probability, step, row, last] = record else { return None };
+            if score == f64::NEG_INFINITY {
+                return None;
+            }
+            let ended = last as i64 == self.end;
+            let mut tokens: Vec<i64> = if ended { Vec::new() } else { vec![last as i64] };
+            let mut row = row as usize;
+            for &(from, count) in places[..step as usize].iter().rev() {
+                tokens.push(steps[from + row]);
+                row = steps[from + count + row] as usize;
+            }
+            tokens.reverse();
+            Some(Hypothesis { tokens, ended, log_probability, score })
+        };
+        Ok(records
+            .into_iter()
+            .map(|records| records.chunks(RECORD as usize).filter_map(text).take(n_best).collect())
+            .collect())
+    }
 }
 
 fn beam(
@@ -260,115 +407,88 @@ fn beam(
     config: &SearchConfig,
     device: tch::Device,
 ) -> Result<Vec<Vec<Hypothesis>>> {
-    let width = config.beam;
-    let mut results: Vec<Vec<Hypothesis>> = vec![Vec::new(); sources];
-    let begin = Running { tokens: Vec::new(), log_probability: 0.0 };
-    let mut beams: Vec<Beam> = (0..sources)
-        .map(|source| Beam { source, running: vec![begin.clone()], finished: Vec::new() })
-        .collect();
+    let between_looks = steps_between_looks(device);
+    let mut beams = Beams::new(sources, marks, config, device);
+    // The sources that are not done, and the records of all.
+    let mut open: Vec<usize> = (0..sources).collect();
+    let mut records: Vec<Vec<f64>> = vec![Vec::new(); sources];
     let mut newest = Tensor::full([sources as i64], marks.begin, (Kind::Int64, device));
+    let mut written = Written::new(&newest, marks, config);
     for length in 1..=config.max_length {
-        let scores = log_probabilities(writer, &newest); // [rows, vocabulary]
-        let vocabulary = scores.size()[1];
-        let rows: Vec<&Running> = beams.iter().flat_map(|beam| &beam.running).collect();
-        let sequences: Vec<&[i64]> = rows.iter().map(|running| running.tokens.as_slice()).collect();
-        let scores = restrict(&scores, &sequences, length, marks, config);
-        let sums: Vec<f32> = rows.iter().map(|running| running.log_probability).collect();
-        let sums = Tensor::from_slice(&sums).to_device(device).unsqueeze(1);
-        // Every source has as many rows as the others: one at first, then the beam's width.
-        let per_source = (rows.len() / beams.len()) as i64;
-        let all = (scores + sums).view([beams.len() as i64, per_source * vocabulary]);
-        // Twice the width, so that enough go on even if the best all end.
-        let candidates = (2 * width as i64).min(per_source * vocabulary);
-        let (values, places) = all.topk(candidates, 1, true, true);
-        let values: Vec<Vec<f32>> = Vec::try_from(&values).context(COPYING)?;
-        let places: Vec<Vec<i64>> = Vec::try_from(&places).context(COPYING)?;
         let last = length == config.max_length;
-        let mut origins = Vec::new();
-        let mut next = Vec::new();
-        let mut first_row = 0;
-        for (mut beam, (values, places)) in beams.into_iter().zip(values.iter().zip(&places)) {
-            let mut running = Vec::with_capacity(width);
-            let mut parents = Vec::with_capacity(width);
-            for (rank, (&log_probability, &place)) in values.iter().zip(places).enumerate() {
-                let (parent, token) = ((place / vocabulary) as usize, place % vocabulary);
-                if log_probability == f32::NEG_INFINITY {
-                    continue;
-                }
-                let ended = token == marks.end;
-                let mut tokens = beam.running[parent].tokens.clone();
-                if !ended {
-                    tokens.push(token);
-                }
-                if ended || last {
-                    // Of texts that end only those among the best count.
-                    if rank < width {
-                        let log_probability = f64::from(log_probability);
-                        let score = log_probability / (length as f64).powf(config.length_penalty);
-                        beam.finished.push(Hypothesis { tokens, ended, log_probability, score });
-                    }
-                } else if running.len() < width {
-                    running.push(Running { tokens, log_probability });
-                    parents.push(first_row + parent as i64);
+        let scores = log_probabilities(writer, &newest);
+        let scores = restrict(&scores, written.as_ref(), length, marks, config);
+        let [mut tokens, mut rows] = beams.step(&scores, last);
+        let mut left = None;
+        if last || length % between_looks == 0 {
+            let mut kept = Vec::with_capacity(open.len());
+            for (number, ((live, found), &source)) in beams.look()?.into_iter().zip(&open).enumerate() {
+                records[source] = found;
+                if live && !last {
+                    kept.push(number as i64);
                 }
             }
-            first_row += per_source;
-            beam.finished.sort_by(|one, other| other.score.total_cmp(&one.score));
-            beam.finished.truncate(width);
-            // transformers' guess: no text gets better than the best running one would be if it ended here.
-            let best_running = running.first().map(|best: &Running| {
-                f64::from(best.log_probability) / (length as f64).powf(config.length_penalty)
-            });
-            let worst_finished = beam.finished.get(width - 1).map(|worst| worst.score);
-            let goes_on = match (best_running, worst_finished) {
-                (Some(running), Some(finished)) => running > finished,
-                (running, None) => running.is_some(),
-                (None, _) => false,
-            };
-            if goes_on && !last {
-                // A vocabulary too small for the width is filled up with texts that cannot win.
-                while running.len() < width {
-                    let mut copy = running[0].clone();
-                    copy.log_probability = f32::NEG_INFINITY;
-                    parents.push(parents[0]);
-                    running.push(copy);
-                }
-                origins.extend(parents);
-                beam.running = running;
-                next.push(beam);
-            } else {
-                beam.finished.truncate(config.n_best);
-                results[beam.source] = beam.finished;
+            if kept.is_empty() {
+                break;
+            }
+            if is_worth_dropping(kept.len(), open.len()) {
+                let numbers = Tensor::from_slice(&kept).to_device(device);
+                beams.select(&numbers);
+                tokens = tokens.index_select(0, &numbers);
+                rows = rows.index_select(0, &numbers);
+                open = kept.iter().map(|&number| open[number as usize]).collect();
+                left = Some(numbers);
             }
         }
-        beams = next;
-        if beams.is_empty() {
-            break;
-        }
-        let unchanged = origins.len() == first_row as usize
-            && origins.iter().enumerate().all(|(row, &of)| row as i64 == of);
-        if !unchanged {
-            let same_sources = origins.len() == first_row as usize;
-            writer.select(&Tensor::from_slice(&origins).to_device(device), same_sources);
-        }
-        let tokens: Vec<i64> = beams
-            .iter()
-            .flat_map(|beam| &beam.running)
-            .filter_map(|running| running.tokens.last().copied())
-            .collect();
-        newest = Tensor::from_slice(&tokens).to_device(device);
+        let rows = rows.flatten(0, 1);
+        newest = tokens.flatten(0, 1);
+        writer.select(&rows, left.as_ref());
+        written = written.map(|written| written.select(&rows).and(&newest));
+        beams.steps.push([newest.shallow_clone(), rows]);
     }
-    Ok(results)
+    beams.texts(records, config.n_best)
 }
 
 fn log_probabilities(writer: &mut dyn Writer, newest: &Tensor) -> Tensor {
     writer.step(newest).to_kind(Kind::Float).log_softmax(-1, Kind::Float)
 }
 
+/// What has been written, `[rows, length]` with the token that texts begin with: kept where no run of tokens may occur twice.
+struct Written(Tensor);
+
+impl Written {
+    fn new(newest: &Tensor, marks: &Marks, config: &SearchConfig) -> Option<Self> {
+        (config.no_repeat_ngram > 0).then(|| Self(newest.full_like(marks.begin).unsqueeze(1)))
+    }
+
+    fn select(self, rows: &Tensor) -> Self {
+        Self(self.0.index_select(0, rows))
+    }
+
+    fn and(self, newest: &Tensor) -> Self {
+        Self(Tensor::cat(&[&self.0, &newest.unsqueeze(1)], 1))
+    }
+
+    /// Makes the tokens impossible that would complete a run of `order` tokens that is there already, the first token counted as transformers does.
+    fn forbid_repeating(&self, scores: &Tensor, order: i64) -> Tensor {
+        let runs = self.0.size()[1] - order + 1;
+        if runs < 1 {
+            return scores.shallow_clone();
+        }
+        // Runs whose beginnings are what has been written last.
+        let beginnings = self.0.unfold(1, order, 1).narrow(2, 0, order - 1); // [rows, runs, order − 1]
+        let newest = self.0.narrow(1, runs, order - 1).unsqueeze(1);
+        let same = beginnings.eq_tensor(&newest).all_dim(2, false); // [rows, runs]
+        let completions = self.0.narrow(1, order - 1, runs);
+        let met = scores.zeros_like().scatter_add(1, &completions, &same.to_kind(scores.kind()));
+        scores.masked_fill(&met.gt(0), f64::NEG_INFINITY)
+    }
+}
+
 /// Makes impossible what the configuration forbids at this length.
 fn restrict(
     scores: &Tensor,
-    sequences: &[&[i64]],
+    written: Option<&Written>,
     length: usize,
     marks: &Marks,
     config: &SearchConfig,
@@ -380,17 +500,11 @@ fn restrict(
     for &token in &marks.never {
         forbid(&scores, token);
     }
-    if length <= config.min_length {
+    if length <= config.min_length && marks.end >= 0 {
         forbid(&scores, marks.end);
     }
-    if config.no_repeat_ngram > 0 {
-        for (row, tokens) in sequences.iter().enumerate() {
-            // transformers counts the token that texts begin with.
-            let tokens = [&[marks.begin], *tokens].concat();
-            for token in repeating(&tokens, config.no_repeat_ngram) {
-                let _ = scores.i((row as i64, token)).fill_(f64::NEG_INFINITY);
-            }
-        }
+    if let Some(written) = written {
+        scores = written.forbid_repeating(&scores, config.no_repeat_ngram as i64);
     }
     if marks.force_end && length == config.max_length {
         let forced = scores.full_like(f64::NEG_INFINITY);
@@ -398,13 +512,6 @@ fn restrict(
         scores = forced;
     }
     scores
-}
-
-/// The tokens that would complete a run of `order` tokens that is there already.
-fn repeating(tokens: &[i64], order: usize) -> Vec<i64> {
-    let Some(start) = (tokens.len() + 1).checked_sub(order) else { return Vec::new() };
-    let newest = &tokens[start..];
-    tokens.windows(order).filter(|run| run[..order - 1] == *newest).map(|run| run[order - 1]).collect()
 }
 
 /// The decoder of an encoder-decoder, writing targets for sources that it has read.
@@ -427,7 +534,7 @@ impl Writer for TargetWriter<'_> {
         self.model.decode(&tokens.unsqueeze(1), &mut self.state, false).squeeze_dim(1)
     }
 
-    fn select(&mut self, rows: &Tensor, same_sources: bool) {
-        self.state.select(rows, same_sources);
+    fn select(&mut self, rows: &Tensor, sources: Option<&Tensor>) {
+        self.state.select(rows, sources);
     }
 }

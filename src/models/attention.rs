@@ -160,8 +160,12 @@ impl MultiheadAttention {
     /// `parts` of the three projections from `first` on, in one product.
     fn project_rows<const N: usize>(&self, input: &Tensor, first: i64, parts: i64) -> [Tensor; N] {
         let width = self.in_proj_weight.size()[1];
-        let weight = self.in_proj_weight.narrow(0, first * width, parts * width);
-        let bias = self.in_proj_bias.narrow(0, first * width, parts * width);
+        let part = |whole: &Tensor| match parts {
+            // Under autocast a weight is cast once for all steps, a view of it in each.
+            3 => whole.shallow_clone(),
+            _ => whole.narrow(0, first * width, parts * width),
+        };
+        let (weight, bias) = (part(&self.in_proj_weight), part(&self.in_proj_bias));
         let projected = input.linear(&weight, Some(&bias)); // [batch, length, parts · width]
         record(&self.name, "MultiheadAttention", &projected, &[Some(&weight), Some(&bias)], || {
             projected.numel() * width as usize

@@ -1,8 +1,8 @@
 //! Low-rank adaptation: Hu et al., "LoRA: Low-rank adaptation of large language models", 2021, with the names and initial values of PEFT.
 //!
-//! A layer with an adapter computes x Wᵀ + b + (α/r) · x Aᵀ Bᵀ, where only A and B learn. The adapters belong to [`Linear`](super::layers::Linear): a
-//! model that is built in [`Parameters`] with a [`LoraConfig`] has them wherever its layers' names are among the targets, and no model
-//! knows of them.
+//! A layer with an adapter computes x Wᵀ + b + (α/r) · x Aᵀ Bᵀ, where only A and B learn. The adapters belong to [`Linear`](super::layers::Linear) and to
+//! GPT-2's `Conv1D`, which keeps W transposed: a model that is built in [`Parameters`] with a [`LoraConfig`] has them wherever its layers'
+//! names are among the targets, and no model knows of them.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,8 @@ impl Default for LoraConfig {
     }
 }
 
-/// Queries and values in the names of BERT, DistilBERT, and the decoders.
-const USUAL_TARGETS: [&str; 6] = ["query", "value", "q_lin", "v_lin", "q_proj", "v_proj"];
+/// Queries and values in the names of BERT, DistilBERT, and the decoders; in GPT-2 they are one layer with the keys.
+const USUAL_TARGETS: [&str; 7] = ["query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn"];
 
 impl LoraConfig {
     /// Checks the numbers.
@@ -119,7 +119,7 @@ impl Adapter {
             return Ok(None);
         };
         let shape = [config.rank, inputs];
-        let down = scope.child("lora_A").parameter("weight", &shape, Init::default_weight(&shape))?;
+        let down = scope.child("lora_A").adapter_parameter("weight", &shape, Init::default_weight(&shape))?;
         let up = scope.child("lora_B").parameter("weight", &[outputs, config.rank], Init::ZEROS)?;
         Ok(Some(Self { down, up, scale: config.scale() }))
     }
@@ -143,7 +143,11 @@ pub fn merged(parameters: &Parameters) -> Result<NamedTensors> {
         let up = tensors.remove(&format!("{layer}{UP}"));
         let weight = tensors.get_mut(&format!("{layer}.weight"));
         if let (Some(down), Some(up), Some(weight)) = (down, up, weight) {
-            *weight = weight.f_add(&up.f_matmul(&down)?.f_mul_scalar(config.scale())?)?;
+            let change = up.f_matmul(&down)?.f_mul_scalar(config.scale())?; // [outputs, inputs]
+            *weight = match parameters.is_transposed(&layer) {
+                true => weight.f_add(&change.f_tr()?)?,
+                false => weight.f_add(&change)?,
+            };
         }
     }
     Ok(tensors)

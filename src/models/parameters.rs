@@ -4,7 +4,7 @@
 //! PyTorch's `state_dict`, and optimizers its order. A layer takes a [`Scope`], makes its tensors under it and keeps handles to them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
@@ -12,7 +12,7 @@ use regex::Regex;
 use tch::{Device, Tensor};
 
 use super::init::Init;
-use super::lora::LoraConfig;
+use super::lora::{LoraConfig, is_adapter};
 use crate::bail_input;
 
 /// Whether the optimizer changes a tensor.
@@ -39,6 +39,8 @@ pub struct Entry {
 struct Entries {
     list: Vec<Entry>,
     positions: HashMap<String, usize>,
+    /// Layers whose weights are `[inputs, outputs]`.
+    transposed: HashSet<String>,
 }
 
 /// All named tensors of a model, shared between the model's layers and whoever saves, loads or optimizes them.
@@ -46,6 +48,8 @@ struct Entries {
 pub struct Parameters {
     device: Device,
     draws: bool,
+    /// The same of the model as a whole, whatever a scope leaves to later draws.
+    model_draws: bool,
     lora: Option<Rc<LoraConfig>>,
     entries: Rc<RefCell<Entries>>,
 }
@@ -53,13 +57,13 @@ pub struct Parameters {
 impl Parameters {
     /// An empty collection whose tensors will live on `device` and begin with drawn values.
     pub fn new(device: Device) -> Self {
-        Self { device, draws: true, lora: None, entries: Rc::default() }
+        Self { device, draws: true, model_draws: true, lora: None, entries: Rc::default() }
     }
 
     /// An empty collection whose tensors begin as zeros, without a single random draw: for a model whose weights come from a file, or
     /// whose shapes are all that matters.
     pub fn undrawn(device: Device) -> Self {
-        Self { draws: false, ..Self::new(device) }
+        Self { draws: false, model_draws: false, ..Self::new(device) }
     }
 
     /// The same, with adapters wherever a model makes a layer that the configuration names.
@@ -103,6 +107,16 @@ impl Parameters {
         self.entries().into_iter().filter_map(learned).collect()
     }
 
+    /// Notes that the weight of the layer `name` is `[inputs, outputs]`, the reverse of what is usual.
+    pub fn note_transposed(&self, name: &str) {
+        self.entries.borrow_mut().transposed.insert(name.to_owned());
+    }
+
+    /// Whether the weight of the layer `name` is `[inputs, outputs]`.
+    pub fn is_transposed(&self, name: &str) -> bool {
+        self.entries.borrow().transposed.contains(name)
+    }
+
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let entries = self.entries.borrow();
@@ -142,8 +156,9 @@ impl Parameters {
     /// Draws parameters anew, in the order of their making, where `choose` says from what: the loops over `self.modules()` at the end of many
     /// constructors in Python.
     pub fn redraw(&self, choose: impl Fn(&Entry) -> Option<Init>) -> Result<()> {
-        let learned = self.entries().into_iter().filter(|entry| entry.role == Role::Parameter);
-        for entry in learned {
+        // Adapters are no part of the architecture.
+        let learned = |entry: &Entry| entry.role == Role::Parameter && !is_adapter(&entry.name);
+        for entry in self.entries().into_iter().filter(learned) {
             if let Some(init) = choose(&entry) {
                 self.redraw_tensor(&entry.tensor, init)?;
             }
@@ -229,6 +244,13 @@ impl Scope {
     /// The scope of the field `name` (or of the element `name` of a list).
     pub fn child(&self, name: impl std::fmt::Display) -> Scope {
         Scope { parameters: self.parameters.clone(), prefix: self.full_name(&name.to_string()) }
+    }
+
+    /// Registers a learned tensor of an adapter, which is drawn at once: no architecture draws it later, as it does what it makes in
+    /// [`undrawn`](Scope::undrawn) scopes.
+    pub(super) fn adapter_parameter(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let initial = if self.parameters.model_draws { init } else { Init::ZEROS }.draw(shape)?;
+        self.given_parameter(name, initial)
     }
 
     /// The same place, where tensors are made without a random draw, as zeros.

@@ -219,6 +219,7 @@ unsafe extern "C" {
         input_names: *const *const c_char,
         inputs: *const Tensor,
         input_count: usize,
+        used_only: bool,
         forward: Forward,
         context: *mut c_void,
         path: *const c_char,

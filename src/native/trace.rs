@@ -42,6 +42,28 @@ pub fn trace_module(
     path: &Path,
     forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<()> {
+    trace(class_name, entries, inputs, path, false, forward)
+}
+
+/// As [`trace_module`], without the parameters and buffers that the pass does not use: for a file that is a part of a model.
+pub fn trace_part(
+    class_name: &str,
+    entries: &[Entry],
+    inputs: &[(&str, &Tensor)],
+    path: &Path,
+    forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<()> {
+    trace(class_name, entries, inputs, path, true, forward)
+}
+
+fn trace(
+    class_name: &str,
+    entries: &[Entry],
+    inputs: &[(&str, &Tensor)],
+    path: &Path,
+    used_only: bool,
+    forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<()> {
     ensure!(is_identifier(class_name), "`{class_name}` cannot be the name of a Python class");
     if let Some((name, _)) = inputs.iter().find(|(name, _)| !is_identifier(name)) {
         bail!("`{name}` cannot be the name of an input");
@@ -69,6 +91,7 @@ pub fn trace_module(
             input_name_pointers.as_ptr(),
             input_tensors.as_ptr(),
             inputs.len(),
+            used_only,
             call_forward,
             (&raw mut pass).cast(),
             c_path.as_ptr(),
@@ -85,7 +108,7 @@ pub fn trace_module(
 ///
 /// # Safety
 ///
-/// `context` is the `Pass` of [`trace_module`]; `inputs` points to `count` live tensors; `outputs` belongs to the caller.
+/// `context` is the `Pass` of [`trace`]; `inputs` points to `count` live tensors; `outputs` belongs to the caller.
 unsafe extern "C" fn call_forward(
     context: *mut c_void,
     inputs: *const *mut C_tensor,
@@ -221,6 +244,23 @@ mod tests {
         let after = module.forward_ts(&[batch(5)]).unwrap();
         let _ = before.g_add_scalar_(1.0);
         assert!(after.allclose(&before, 1e-6, 1e-6, false));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_part_has_what_it_uses_and_nothing_else() {
+        let network = Network::new();
+        let path = scratch("part.pt");
+        trace_part("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
+            Ok(vec![inputs[0].linear(&network.weight, None::<&Tensor>)])
+        })
+        .unwrap();
+        let module = CModule::load(&path).unwrap();
+        let names: Vec<String> =
+            module.named_parameters().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["layers.0.linear.weight"]);
+        let expected = batch(3).linear(&network.weight, None::<&Tensor>);
+        assert!(module.forward_ts(&[batch(3)]).unwrap().equal(&expected));
         std::fs::remove_file(path).unwrap();
     }
 

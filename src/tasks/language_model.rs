@@ -123,12 +123,12 @@ impl<'a> TextWriter<'a> {
             let there = positions.f_ge(0)?;
             let read = tokens.f_narrow(1, 0, before)?;
             if is_even {
-                let _ = model.decode(&read, Layout::default(), &mut writer.cache, false);
+                let _ = model.read(&read, Layout::default(), &mut writer.cache, false);
             } else {
                 let positions = positions.f_clamp_min(0)?;
                 let mask = there.f_unsqueeze(1)?.f_unsqueeze(1)?; // [rows, 1, 1, before]
                 let layout = Layout { positions: Some(&positions), mask: Some(&mask) };
-                let _ = model.decode(&read, layout, &mut writer.cache, false);
+                let _ = model.read(&read, layout, &mut writer.cache, false);
                 writer.seen = Some(there);
             }
         }
@@ -157,7 +157,7 @@ impl Writer for TextWriter<'_> {
         logits.squeeze_dim(1) // [rows, vocabulary]
     }
 
-    fn select(&mut self, rows: &Tensor, _same_sources: bool) {
+    fn select(&mut self, rows: &Tensor, _sources: Option<&Tensor>) {
         self.cache.select(rows);
         self.position = self.position.index_select(0, rows);
         self.seen = self.seen.take().map(|seen| seen.index_select(0, rows));

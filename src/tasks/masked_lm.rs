@@ -56,8 +56,14 @@ impl Task for MaskedLm {
         let scores = self.model.scores(&hidden, train).f_to_kind(Kind::Float)?; // [hidden, vocabulary]
         let loss_sum =
             scores.f_cross_entropy_loss(&batch.targets, None::<&Tensor>, Reduction::Sum, -100, 0.0)?;
-        let right = scores.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.targets)?.f_sum(Kind::Float)?;
-        let weight = batch.targets.size()[0] as f64;
-        Ok(StepOutput { loss_sum, sums: vec![Sum { name: "accuracy", total: right, weight }], outcome: None })
+        let sums = match mode {
+            // A large vocabulary is not searched in every step.
+            Mode::Train => Vec::new(),
+            Mode::Evaluate => {
+                let right = scores.f_argmax(-1, false)?.f_eq_tensor(&batch.targets)?.f_sum(Kind::Float)?;
+                vec![Sum { name: "accuracy", total: right, weight: batch.targets.size()[0] as f64 }]
+            }
+        };
+        Ok(StepOutput { loss_sum, sums, outcome: None })
     }
 }

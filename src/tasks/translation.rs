@@ -105,7 +105,14 @@ impl Task for Translation {
         let loss_sum = logits
             .f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Sum, IGNORED, smoothing)
             .context("computing the loss")?;
-        let correct = logits.detach().f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
+        let sums = match mode {
+            // A large vocabulary is not searched in every step.
+            Mode::Train => Vec::new(),
+            Mode::Evaluate => {
+                let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
+                vec![Sum { name: "accuracy", total: correct, weight: batch.tokens as f64 }]
+            }
+        };
         let outcome = match (&self.search, train) {
             (Some(config), false) => {
                 let texts = self.write(&batch.source, &batch.mask, config)?;
@@ -116,7 +123,6 @@ impl Task for Translation {
             }
             _ => None,
         };
-        let sums = vec![Sum { name: "accuracy", total: correct, weight: batch.tokens as f64 }];
         Ok(StepOutput { loss_sum, sums, outcome })
     }
 

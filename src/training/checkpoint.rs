@@ -12,8 +12,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 use super::metrics::SavedSum;
 use super::schedule::PlateauState;
@@ -181,6 +182,37 @@ pub fn weights_file(folder: &Path) -> PathBuf {
 pub fn load_weights(folder: &Path, parameters: &crate::models::Parameters) -> Result<()> {
     let path = weights_file(folder);
     weights::load_into(parameters, &read_safetensors(&path)?)?.require_complete(&path.display().to_string())
+}
+
+/// Loads the mean of the weights of several checkpoint folders of one run, each as [`load_weights`] would load it. Means are computed in float64; whole
+/// numbers, such as counters of batches, are those of the last folder.
+pub fn load_mean_weights(folders: &[PathBuf], parameters: &crate::models::Parameters) -> Result<()> {
+    let Some((last, others)) = folders.split_last() else { bail!("no checkpoint to load is named") };
+    let mut mean = read_safetensors(&weights_file(last))?;
+    let kinds: Vec<Kind> = mean.values().map(Tensor::kind).collect();
+    for tensor in mean.values_mut().filter(|tensor| tensor.is_floating_point()) {
+        *tensor = tensor.f_to_kind(Kind::Double)?;
+    }
+    for folder in others {
+        let path = weights_file(folder);
+        let tensors = read_safetensors(&path)?;
+        for (name, sum) in mean.iter_mut().filter(|(_, sum)| sum.is_floating_point()) {
+            match tensors.get(name).filter(|tensor| tensor.size() == sum.size()) {
+                Some(tensor) => *sum = sum.f_add(&tensor.f_to_kind(Kind::Double)?)?,
+                None => bail_input!(
+                    "{} has no tensor `{name}` of the same shape as {}",
+                    path.display(),
+                    last.display()
+                ),
+            }
+        }
+    }
+    for (tensor, kind) in mean.values_mut().zip(kinds) {
+        if tensor.is_floating_point() {
+            *tensor = tensor.f_div_scalar(folders.len() as f64)?.f_to_kind(kind)?;
+        }
+    }
+    weights::load_into(parameters, &mean)?.require_complete(&last.display().to_string())
 }
 
 fn read_state(folder: &Path) -> Result<State> {

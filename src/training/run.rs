@@ -132,22 +132,28 @@ impl RunFolder {
 
     /// Removes the oldest numbered checkpoints.
     fn forget_all_but(&self, keep: usize) -> Result<()> {
-        let folder = self.path.join(CHECKPOINTS);
-        let mut numbered: Vec<(u64, PathBuf)> = fs::read_dir(&folder)
-            .map_err(|error| files::cannot_read(&folder, &error))?
-            .filter_map(|entry| {
-                let path = entry.ok()?.path();
-                let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
-                Some((step, path))
-            })
-            .collect();
-        numbered.sort_unstable();
+        let numbered = numbered(&self.path)?;
         for (_, path) in numbered.iter().take(numbered.len().saturating_sub(keep)) {
             fs::remove_dir_all(path)
                 .with_context(|| format!("removing the old checkpoint {}", path.display()))?;
         }
         Ok(())
     }
+}
+
+/// The numbered checkpoints of a run with their steps, oldest first.
+fn numbered(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = run.join(CHECKPOINTS);
+    let mut numbered: Vec<(u64, PathBuf)> = fs::read_dir(&folder)
+        .map_err(|error| files::cannot_read(&folder, &error))?
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            Some((step, path))
+        })
+        .collect();
+    numbered.sort_unstable();
+    Ok(numbered)
 }
 
 /// The recipe of a run, as it was resolved.
@@ -175,6 +181,39 @@ pub fn find_checkpoint(run: &Path, name: Option<&str>) -> Result<PathBuf> {
             ),
         },
     }
+}
+
+/// What `--checkpoint average:N` begins with.
+const AVERAGE: &str = "average:";
+
+/// The checkpoint folders that `--checkpoint` names, oldest first: for `average:N` the newest N of the numbered ones and `last`, whose weights are to be
+/// averaged; else the one that [`find_checkpoint`] finds.
+///
+/// # Errors
+/// There is no such checkpoint, or there are fewer than N.
+pub fn find_checkpoints(run: &Path, name: Option<&str>) -> Result<Vec<PathBuf>> {
+    let Some(count) = name.and_then(|name| name.strip_prefix(AVERAGE)) else {
+        return Ok(vec![find_checkpoint(run, name)?]);
+    };
+    let Some(count) = count.parse().ok().filter(|&count: &usize| count > 0) else {
+        bail_input!("--checkpoint {AVERAGE}{count}: give the number of checkpoints, as in {AVERAGE}5");
+    };
+    let last = find_checkpoint(run, Some("last"))?;
+    let mut found = numbered(run)?;
+    // The end of a run is numbered too, but for one that was interrupted.
+    let step = step_of(&last)?;
+    if found.last().is_none_or(|(newest, _)| *newest < step) {
+        found.push((step, last));
+    }
+    if found.len() < count {
+        bail_input!(
+            "--checkpoint {AVERAGE}{count}: {} has {} checkpoint{} of different steps; train with --keep {count} to have more",
+            run.display(),
+            found.len(),
+            if found.len() == 1 { "" } else { "s" }
+        );
+    }
+    Ok(found.split_off(found.len() - count).into_iter().map(|(_, folder)| folder).collect())
 }
 
 /// The step of a checkpoint folder.

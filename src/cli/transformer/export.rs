@@ -42,11 +42,6 @@ pub fn peft(
     parameters: &Parameters,
     folder: &Path,
 ) -> Result<()> {
-    let Some(lora) = parameters.lora() else {
-        bail_input!("the run has no adapters: train with --lora-rank, or export --format hf");
-    };
-    make(folder)?;
-    let head = model.head_name();
     let kind = match model.head_kind() {
         HeadKind::None => "FEATURE_EXTRACTION",
         HeadKind::MaskedLm => "FEATURE_EXTRACTION",
@@ -54,25 +49,52 @@ pub fn peft(
         HeadKind::Tokens(_) => "TOKEN_CLS",
         HeadKind::Answers => "QUESTION_ANS",
     };
-    let base = recipe.training.init_from.as_ref().map(|path| path.display().to_string());
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": kind,
-        "base_model_name_or_path": base,
-        "inference_mode": true,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "init_lora_weights": true,
-        "target_modules": lora.targets(),
-        "modules_to_save": head.map(|head| vec![head]),
-    });
-    write_json(&folder.join("adapter_config.json"), &config)?;
-    let tensors = adapters(parameters, |name| head.is_some_and(|head| is_of(name, head)));
-    write_safetensors(&folder.join("adapter_model.safetensors"), &tensors)?;
+    let base = recipe.training.init_from.as_deref();
+    let adapters = PeftAdapters { task: kind, base, head: model.head_name(), transposed: false };
+    adapters.write(parameters, folder)?;
     write_tokenizer(recipe, folder)
+}
+
+/// What PEFT wants to know of a model with adapters.
+pub struct PeftAdapters<'a> {
+    /// PEFT's name for what the model is for.
+    pub task: &'static str,
+    /// What the model was before the adapters learned.
+    pub base: Option<&'a Path>,
+    /// The part that learned as a whole.
+    pub head: Option<&'a str>,
+    /// Whether the layers with adapters have weights `[inputs, outputs]`.
+    pub transposed: bool,
+}
+
+impl PeftAdapters<'_> {
+    /// Writes the folder.
+    ///
+    /// # Errors
+    /// The model has no adapters, or the folder cannot be written.
+    pub fn write(&self, parameters: &Parameters, folder: &Path) -> Result<()> {
+        let Some(lora) = parameters.lora() else {
+            bail_input!("the run has no adapters: train with --lora-rank, or export --format hf");
+        };
+        make(folder)?;
+        let config = json!({
+            "peft_type": "LORA",
+            "task_type": self.task,
+            "base_model_name_or_path": self.base.map(|path| path.display().to_string()),
+            "inference_mode": true,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": self.transposed,
+            "init_lora_weights": true,
+            "target_modules": lora.targets(),
+            "modules_to_save": self.head.map(|head| vec![head]),
+        });
+        write_json(&folder.join("adapter_config.json"), &config)?;
+        let tensors = adapters(parameters, |name| self.head.is_some_and(|head| is_of(name, head)));
+        write_safetensors(&folder.join("adapter_model.safetensors"), &tensors)
+    }
 }
 
 fn make(folder: &Path) -> Result<()> {

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::export::PeftAdapters;
 use super::pretrained::Pretrained;
 use super::{ABOUT, NAME, PRESETS, TaskName};
-use crate::cli::family::{Family, FamilyRecipe, FolderFormat, Network};
+use crate::cli::family::{Family, FamilyRecipe, FolderFormat, Network, ScriptPart};
 use crate::data::Splits;
 use crate::data::language::{
     ChatTemplate, Conversation, LanguageData, LanguageDataConfig, Rows, TextBlocks, read_conversations,
@@ -18,7 +19,7 @@ use crate::data::language::{
 use crate::data::order::hold_out;
 use crate::data::text::{TOKENIZER_FILE, TextTokenizer, Tokens};
 use crate::models::Parameters;
-use crate::models::decoders::{DecoderConfig, Layout, MODEL_TYPES};
+use crate::models::decoders::{DecoderCache, DecoderConfig, Layout, MODEL_TYPES, step};
 use crate::recipe::{self, Preset, Recipe, nearest_hint};
 use crate::reporting::{Log, Report};
 use crate::tasks::language_model::LanguageModel;
@@ -42,6 +43,9 @@ pub struct LanguageSection {
     /// The architecture; taken from the weights to start from if left out. A `vocab_size` of 0 becomes the tokenizer's.
     #[serde(default)]
     pub config: Option<DecoderConfig>,
+    /// Whether layers are computed again in the backward pass instead of being kept.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
 }
 
 impl LanguageSection {
@@ -291,7 +295,8 @@ impl Family for LanguageModelling {
     }
 
     fn build(recipe: &LanguageRecipe, parameters: Parameters) -> Result<LanguageModel> {
-        let model = recipe.model.config()?.build(&parameters.root())?;
+        let mut model = recipe.model.config()?.build(&parameters.root())?;
+        model.recompute_layers(recipe.model.gradient_checkpointing);
         Ok(LanguageModel::new(parameters, model))
     }
 
@@ -324,12 +329,20 @@ impl Family for LanguageModelling {
         format: FolderFormat,
         folder: &Path,
     ) -> Result<()> {
-        if format != FolderFormat::HuggingFace {
-            bail_input!("a language model has no export --format {}", format.name());
-        }
-        std::fs::create_dir(folder).map_err(|error| files::cannot_write(folder, &error))?;
         let config = recipe.model.config()?;
         let tokenizer = open_tokenizer(recipe)?;
+        if format == FolderFormat::Peft {
+            let adapters = PeftAdapters {
+                task: "CAUSAL_LM",
+                base: recipe.training.init_from.as_deref(),
+                head: None,
+                // GPT-2's layers keep their weights transposed.
+                transposed: matches!(config, DecoderConfig::Gpt2(_)),
+            };
+            adapters.write(task.parameters(), folder)?;
+            return tokenizer.save(&folder.join(TOKENIZER_FILE));
+        }
+        std::fs::create_dir(folder).map_err(|error| files::cannot_write(folder, &error))?;
         let mut value = serde_json::to_value(config)?;
         value["architectures"] = json!([match config {
             DecoderConfig::Gpt2(_) => "GPT2LMHeadModel",
@@ -362,7 +375,7 @@ impl Family for LanguageModelling {
         let Some(config) = DecoderConfig::usual(name) else {
             bail_input!("there is no architecture `{name}`{}", nearest_hint(name, MODEL_TYPES));
         };
-        Ok(LanguageSection { task: TaskName::Lm, config: Some(config) })
+        Ok(LanguageSection { task: TaskName::Lm, config: Some(config), gradient_checkpointing: false })
     }
 
     fn example_inputs(model: &LanguageSection, batch: i64) -> Result<Vec<(&'static str, Tensor)>> {
@@ -379,6 +392,28 @@ impl Family for LanguageModelling {
 
     fn forward(task: &LanguageModel, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![task.model().forward(&inputs[0], Layout::default(), false)])
+    }
+
+    fn script_parts(task: &LanguageModel) -> Result<Option<Vec<ScriptPart<'_>>>> {
+        let model = task.model();
+        let device = task.parameters().device();
+        let tokens = Tensor::f_zeros([2, 3], (Kind::Int64, device))?;
+        let mut cache = DecoderCache::new(model.layers());
+        let _ = model.read(&tokens, Layout::default(), &mut cache, false);
+        let Some(past) = cache.past() else {
+            bail_input!("the model has no layer, and so no cache to export")
+        };
+        Ok(Some(vec![ScriptPart {
+            name: "step",
+            inputs: vec![
+                ("input_ids", tokens.f_narrow(1, 0, 1)?.f_contiguous()?),
+                ("attention_mask", Tensor::f_ones([2, 4], (Kind::Int64, device))?),
+                ("past", past),
+            ],
+            forward: Box::new(move |inputs| {
+                Ok(step(model, &inputs[0], &inputs[1], &inputs[2])?.into_iter().collect())
+            }),
+        }]))
     }
 
     fn illustrate(

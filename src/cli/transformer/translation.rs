@@ -10,13 +10,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::pretrained::Pretrained;
 use super::{ABOUT, NAME, PRESETS, TaskName};
-use crate::cli::family::{Family, FolderFormat, Network};
+use crate::cli::family::{Family, FolderFormat, Network, ScriptPart};
 use crate::data::Splits;
 use crate::data::text::{TOKENIZER_FILE, TextTokenizer, TokenizerConfig, TokenizerKind};
 use crate::data::translation::{PairPart, PairTokenizers, TranslationDataConfig, Translations, read_pairs};
 use crate::generation::search::{Marks, SearchConfig};
 use crate::models::Parameters;
-use crate::models::encoder_decoder::{EncoderDecoderConfig, MODEL_TYPES};
+use crate::models::encoder_decoder::{EncoderDecoderConfig, MODEL_TYPES, encode, step};
 use crate::recipe::{self, Attachments, Preset, Recipe, nearest_hint};
 use crate::reporting::{Log, Report, Table};
 use crate::tasks::translation::Translation;
@@ -375,6 +375,43 @@ impl Family for Translating {
 
     fn forward(task: &Translation, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![task.model().forward(&inputs[0], &inputs[1].f_ne(0)?, &inputs[2], false)])
+    }
+
+    fn script_parts(task: &Translation) -> Result<Option<Vec<ScriptPart<'_>>>> {
+        let model = task.model();
+        let device = task.parameters().device();
+        let tokens = |length| Tensor::f_full([2, length], task.marks().end, (Kind::Int64, device));
+        let (source, target) = (tokens(4)?, tokens(3)?);
+        let mask = source.f_ones_like()?;
+        let there = mask.f_ne(0)?;
+        let mut state = model.start(&model.encode(&source, &there, false), &there);
+        let memory = state.memory();
+        let _ = model.decode(&target, &mut state, false);
+        let Some(past) = state.past() else {
+            bail_input!("the decoder has no layer, and so no step to export")
+        };
+        Ok(Some(vec![
+            ScriptPart {
+                name: "encoder",
+                inputs: vec![("input_ids", source), ("attention_mask", mask.shallow_clone())],
+                forward: Box::new(move |inputs| {
+                    Ok(encode(model, &inputs[0], &inputs[1]).into_iter().collect())
+                }),
+            },
+            ScriptPart {
+                name: "decoder",
+                inputs: vec![
+                    ("decoder_input_ids", tokens(1)?),
+                    ("attention_mask", mask),
+                    ("memory", memory),
+                    ("past", past),
+                ],
+                forward: Box::new(move |inputs| {
+                    let found = step(model, &inputs[0], &inputs[1], &inputs[2], &inputs[3])?;
+                    Ok(found.into_iter().collect())
+                }),
+            },
+        ]))
     }
 
     fn illustrate(

@@ -1,6 +1,6 @@
-//! SentencePiece models (Kudo and Richardson, 2018), which Marian's folders hold in place of a tokenizer.json.
+//! SentencePiece models (Kudo and Richardson, 2018), which the folders of Marian, T5 and LLaMA hold, older ones in place of a tokenizer.json.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -38,6 +38,8 @@ struct TrainerSpec {
     /// 1 Unigram, 2 BPE, 3 words, 4 characters.
     #[prost(int32, optional, tag = "3")]
     model_type: Option<i32>,
+    #[prost(bool, optional, tag = "24")]
+    treat_whitespace_as_suffix: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -48,12 +50,26 @@ struct NormalizerSpec {
     add_dummy_prefix: Option<bool>,
     #[prost(bool, optional, tag = "4")]
     remove_extra_whitespaces: Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    escape_whitespaces: Option<bool>,
 }
 
-const ORDINARY: i32 = 1;
 const UNIGRAM: i32 = 1;
-/// The score of pieces that a model does not know but its vocabulary has: they are taken only where nothing else fits.
+const BPE: i32 = 2;
+
+const ORDINARY: i32 = 1;
+const UNKNOWN: i32 = 2;
+const MARK: i32 = 3;
+const GIVEN: i32 = 4;
+const BYTE: i32 = 6;
+
+/// What stands for a space.
+const SPACE: char = '\u{2581}';
+
+/// Scores of pieces that a model does not know but the vocabulary has, since another model shares it. SentencePiece looks what it does not know up in the
+/// vocabulary, so pieces of unknown characters alone are taken where nothing else fits; others never, but they can be read back.
 const LAST_RESORT: f64 = -1e6;
+const NEVER: f64 = -1e9;
 
 /// The tokenizers of sources and targets of a Marian folder (`source.spm`, `target.spm`, `vocab.json`, with a `target_vocab.json` where vocabularies
 /// differ); none where the folder has no such files.
@@ -68,69 +84,185 @@ pub fn marian_tokenizers(folder: &Path) -> Result<Option<(TextTokenizer, TextTok
     }
     let own = folder.join("target_vocab.json");
     let of_target = if own.is_file() { own } else { vocabulary.clone() };
-    Ok(Some((open(&source, &vocabulary)?, open(&target, &of_target)?)))
+    Ok(Some((with_vocabulary(&source, &vocabulary)?, with_vocabulary(&target, &of_target)?)))
 }
 
-/// A tokenizer of the pieces of a model with the numbers of a vocabulary.
-fn open(model: &Path, vocabulary: &Path) -> Result<TextTokenizer> {
-    let name = model.display();
-    let proto = ModelProto::decode(files::read(model)?.as_slice())
-        .map_err(|error| bad_input!("{name} is no SentencePiece model: {error}"))?;
-    let kind = proto.trainer.as_ref().and_then(|trainer| trainer.model_type).unwrap_or(UNIGRAM);
-    if kind != UNIGRAM {
-        bail_input!("{name} is a SentencePiece model of another kind than Unigram, which is not here");
+/// The `tokenizer.json` of a SentencePiece model by itself, the pieces numbered as they are there: the `spiece.model` of T5, whose model knows
+/// `sentinels` further tokens `<extra_id_…>` (the last of them is `<extra_id_0>`), or the `tokenizer.model` of LLaMA.
+///
+/// # Errors
+/// The file is no such model, or one of another kind than Unigram and BPE.
+pub(super) fn sentencepiece_json(path: &Path, sentinels: usize) -> Result<String> {
+    let model = SentencePiece::read(path)?;
+    let mut pieces: Vec<(String, f64)> = Vec::with_capacity(model.pieces.len() + sentinels);
+    let mut added = Vec::new();
+    let mut unknown = None;
+    let ordinary = model.pieces.iter().filter(|piece| piece.kind.unwrap_or(ORDINARY) == ORDINARY);
+    let best = ordinary.filter_map(|piece| piece.score).fold(f32::NEG_INFINITY, f32::max);
+    let best = f64::from(best);
+    for (number, piece) in model.pieces.iter().enumerate() {
+        let text = piece.piece.clone().unwrap_or_default();
+        match piece.kind.unwrap_or(ORDINARY) {
+            UNKNOWN => {
+                unknown = Some((number, text.clone()));
+                added.push(added_token(number, &text, true));
+            }
+            MARK => added.push(added_token(number, &text, true)),
+            GIVEN if model.kind == BPE => added.push(added_token(number, &text, false)),
+            _ => {}
+        }
+        let score = match piece.kind {
+            // As the package computes it: better than any other pieces for the same characters.
+            Some(GIVEN) => text.chars().count() as f64 * best - 0.1,
+            _ => f64::from(piece.score.unwrap_or(0.0)),
+        };
+        pieces.push((text, score));
     }
-    let scores: HashMap<&str, f64> = proto
+    for number in (0..sentinels).rev() {
+        let text = format!("<extra_id_{number}>");
+        added.push(added_token(pieces.len(), &text, true));
+        pieces.push((text, 0.0));
+    }
+    let Some((unknown, unknown_text)) = unknown else {
+        bail_input!("{} has no piece for what is unknown", path.display());
+    };
+    let bytes = model.pieces.iter().any(|piece| piece.kind == Some(BYTE));
+    let inner = match model.kind {
+        UNIGRAM => json!({ "type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": bytes }),
+        _ => {
+            let merges = merges(&pieces);
+            let vocabulary: HashMap<&str, usize> =
+                pieces.iter().enumerate().map(|(number, (piece, _))| (piece.as_str(), number)).collect();
+            json!({
+                "type": "BPE", "vocab": vocabulary, "merges": merges, "unk_token": unknown_text, "fuse_unk": true,
+                "byte_fallback": bytes, "dropout": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "ignore_merges": false,
+            })
+        }
+    };
+    Ok(model.document(added, inner, bytes).to_string())
+}
+
+/// The pairs that BPE joins, soonest first: every way to split a piece into two others, in the order of the pieces' scores.
+fn merges(pieces: &[(String, f64)]) -> Vec<[&str; 2]> {
+    let known: HashMap<&str, f64> = pieces.iter().map(|(piece, score)| (piece.as_str(), *score)).collect();
+    let mut ranked: Vec<(f64, usize, [&str; 2])> = Vec::new();
+    for (number, (piece, score)) in pieces.iter().enumerate() {
+        let splits = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let both = splits.filter(|(left, right)| known.contains_key(left) && known.contains_key(right));
+        ranked.extend(both.map(|(left, right)| (*score, number, [left, right])));
+    }
+    ranked.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(&other.1)));
+    ranked.into_iter().map(|(_, _, pair)| pair).collect()
+}
+
+/// A model as its file says it.
+struct SentencePiece {
+    pieces: Vec<Piece>,
+    kind: i32,
+    normalizer: NormalizerSpec,
+}
+
+impl SentencePiece {
+    fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let proto = ModelProto::decode(files::read(path)?.as_slice())
+            .map_err(|error| bad_input!("{name} is no SentencePiece model: {error}"))?;
+        let kind = proto.trainer.as_ref().and_then(|trainer| trainer.model_type).unwrap_or(UNIGRAM);
+        if kind != UNIGRAM && kind != BPE {
+            bail_input!(
+                "{name} is a SentencePiece model of words or characters, which is not here: Unigram and BPE are"
+            );
+        }
+        let normalizer = proto.normalizer.unwrap_or_default();
+        let suffix = proto.trainer.and_then(|trainer| trainer.treat_whitespace_as_suffix);
+        if suffix == Some(true) || normalizer.escape_whitespaces == Some(false) {
+            bail_input!(
+                "{name} marks spaces in another way than at the beginnings of words, which is not here"
+            );
+        }
+        Ok(Self { pieces: proto.pieces, kind, normalizer })
+    }
+
+    /// A `tokenizer.json` that does to a text what the model does.
+    fn document(&self, added: Vec<Value>, model: Value, bytes: bool) -> Value {
+        let mut steps = Vec::new();
+        if let Some(map) = self.normalizer.precompiled_charsmap.as_ref().filter(|map| !map.is_empty()) {
+            steps.push(json!({ "type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(map) }));
+        }
+        if self.normalizer.remove_extra_whitespaces.unwrap_or(true) {
+            steps.push(json!({ "type": "Replace", "pattern": { "Regex": "^ +| +$" }, "content": "" }));
+            steps.push(json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " }));
+        }
+        let prefix = match self.normalizer.add_dummy_prefix.unwrap_or(true) {
+            true if self.kind == UNIGRAM => "always",
+            // What stands behind a token that is found as a whole is no beginning.
+            true => "first",
+            false => "never",
+        };
+        // Pieces of BPE may hold several spaces.
+        let split = self.kind == UNIGRAM;
+        let metaspace =
+            json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": prefix, "split": split });
+        let decoder = match bytes {
+            false => metaspace.clone(),
+            true => json!({ "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, metaspace] }),
+        };
+        json!({
+            "version": "1.0",
+            "added_tokens": added,
+            "normalizer": { "type": "Sequence", "normalizers": steps },
+            "pre_tokenizer": metaspace,
+            "post_processor": null,
+            "decoder": decoder,
+            "model": model,
+        })
+    }
+}
+
+/// A token that is found as a whole.
+fn added_token(number: usize, text: &str, special: bool) -> Value {
+    json!({
+        "id": number, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": special,
+    })
+}
+
+/// A tokenizer of the pieces of a Unigram model with the numbers of a vocabulary.
+fn with_vocabulary(path: &Path, vocabulary: &Path) -> Result<TextTokenizer> {
+    let model = SentencePiece::read(path)?;
+    if model.kind != UNIGRAM {
+        bail_input!(
+            "{} is a SentencePiece model of another kind than Unigram, which Marian has not",
+            path.display()
+        );
+    }
+    let scores: HashMap<&str, f64> = model
         .pieces
         .iter()
         .filter(|piece| piece.kind.unwrap_or(ORDINARY) == ORDINARY)
         .filter_map(|piece| Some((piece.piece.as_deref()?, f64::from(piece.score?))))
         .collect();
+    let characters: HashSet<char> = scores.keys().flat_map(|piece| piece.chars()).collect();
     let text = files::read_text(vocabulary)?;
     let numbers: HashMap<String, usize> = serde_json::from_str(&text)
         .map_err(|error| bad_input!("{} is no vocabulary: {error}", vocabulary.display()))?;
     let size = numbers.values().max().map_or(0, |largest| largest + 1);
     // A number that no piece has is one that no text has.
     let mut pieces: Vec<(String, f64)> =
-        (0..size).map(|number| (format!("<unused{number}>"), LAST_RESORT)).collect();
+        (0..size).map(|number| (format!("<unused{number}>"), NEVER)).collect();
     for (piece, &number) in &numbers {
-        let score = scores.get(piece.as_str()).copied().unwrap_or(LAST_RESORT);
-        pieces[number] = (piece.clone(), score);
+        let unheard = || match piece.chars().any(|character| characters.contains(&character)) {
+            true => NEVER,
+            false => LAST_RESORT,
+        };
+        pieces[number] = (piece.clone(), scores.get(piece.as_str()).copied().unwrap_or_else(unheard));
     }
-    let marks = ["</s>", "<unk>", "<pad>"];
     let Some(unknown) = numbers.get("<unk>") else {
         bail_input!("{} has no `<unk>`", vocabulary.display());
     };
-    let added: Vec<Value> = marks
-        .iter()
-        .filter_map(|mark| {
-            let number = numbers.get(*mark)?;
-            Some(json!({
-                "id": number, "content": mark, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true,
-            }))
-        })
-        .collect();
-    let normalizer = proto.normalizer.unwrap_or_default();
-    let mut steps = Vec::new();
-    if let Some(map) = normalizer.precompiled_charsmap.filter(|map| !map.is_empty()) {
-        steps.push(json!({ "type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(map) }));
-    }
-    if normalizer.remove_extra_whitespaces.unwrap_or(true) {
-        steps.push(json!({ "type": "Strip", "strip_left": true, "strip_right": true }));
-        steps.push(json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " }));
-    }
-    let prefix = if normalizer.add_dummy_prefix.unwrap_or(true) { "always" } else { "never" };
-    let metaspace =
-        json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": prefix, "split": true });
-    let document = json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": { "type": "Sequence", "normalizers": steps },
-        "pre_tokenizer": metaspace,
-        "post_processor": null,
-        "decoder": metaspace,
-        "model": { "type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": false },
-    });
-    TextTokenizer::of_json(&document.to_string())
+    let marks = ["</s>", "<unk>", "<pad>"];
+    let added = marks.iter().filter_map(|mark| Some(added_token(*numbers.get(*mark)?, mark, true))).collect();
+    let inner = json!({ "type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": false });
+    TextTokenizer::of_json(&model.document(added, inner, false).to_string())
 }

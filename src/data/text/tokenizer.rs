@@ -11,6 +11,7 @@ use tokenizers::{EncodeInput, Tokenizer, TruncationParams};
 
 use super::cache::{StreamCache, cache_folder};
 use super::encoded::{EncodedTexts, IN_MEMORY, TokenBuffer, TokenFileWriter, Tokens};
+use super::sentencepiece::sentencepiece_json;
 use crate::data::table::open_bytes;
 use crate::error::BadInput;
 use crate::recipe::Attachments;
@@ -159,8 +160,8 @@ fn parsed(bytes: &[u8], name: &str) -> Result<Tokenizer> {
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 impl TextTokenizer {
-    /// Opens a `tokenizer.json`, a `vocab.txt` of BERT, or the folder of a Hugging Face model with one of them or with GPT-2's `vocab.json` and
-    /// `merges.txt`. Names of special tokens and the treatment of letters are taken from `special_tokens_map.json` and
+    /// Opens a `tokenizer.json`, a `vocab.txt` of BERT, or the folder of a Hugging Face model with one of them, with GPT-2's `vocab.json` and
+    /// `merges.txt`, or with a SentencePiece model (`spiece.model`, `tokenizer.model`). Names of special tokens and the treatment of letters are taken from `special_tokens_map.json` and
     /// `tokenizer_config.json` beside the file. Padding and truncation that a file asks for are left out: batches are padded by
     /// [`pad`](super::pad()).
     ///
@@ -187,10 +188,14 @@ impl TextTokenizer {
         if let Some(file) = named("vocab.txt") {
             return Self::of_vocabulary(&file, &config);
         }
+        if let Some(file) = named("spiece.model").or_else(|| named("tokenizer.model")) {
+            let json = sentencepiece_json(&file, config.sentinels(folder)?)?;
+            return Self::of(parsed(json.as_bytes(), &file.display().to_string())?, &config);
+        }
         match (named("vocab.json"), named("merges.txt")) {
             (Some(vocabulary), Some(merges)) => Self::of_merges(&vocabulary, &merges, &config),
             _ => bail_input!(
-                "{} holds no tokenizer: tokenizer.json, vocab.txt, or vocab.json with merges.txt",
+                "{} holds no tokenizer: tokenizer.json, vocab.txt, spiece.model, tokenizer.model, or vocab.json with merges.txt",
                 path.display()
             ),
         }
@@ -754,10 +759,24 @@ impl Settings {
         })
     }
 
+    /// Tokens of T5 that its SentencePiece model does not hold.
+    fn sentinels(&self, folder: &Path) -> Result<usize> {
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            return Ok(0);
+        }
+        let model = crate::recipe::parse(&files::read_text(&path)?, &path.display().to_string())?;
+        let told = self.files.iter().find_map(|file| file["extra_ids"].as_u64());
+        Ok(if model["model_type"] == "t5" { told.unwrap_or(USUAL_SENTINELS) as usize } else { 0 })
+    }
+
     fn flag(&self, key: &str) -> Option<bool> {
         self.files.iter().find_map(|file| file[key].as_bool())
     }
 }
+
+/// How many tokens `<extra_id_…>` T5 has where its files do not say.
+const USUAL_SENTINELS: u64 = 100;
 
 struct Piece {
     text: String,

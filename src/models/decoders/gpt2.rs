@@ -1,5 +1,7 @@
 //! GPT-2: Radford et al., "Language models are unsupervised multitask learners", 2019, as transformers' `GPT2LMHeadModel` has it, with its names.
 
+use std::rc::Rc;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -12,7 +14,9 @@ use crate::models::blocks::{Activation, dropout};
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, LayerNorm, Linear};
+use crate::models::lora::Adapter;
 use crate::models::summary::record;
+use crate::native::checkpoint::checkpoint;
 
 /// `config.json` of a GPT-2 folder; the defaults are transformers'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,23 +64,34 @@ struct Conv1D {
     name: String,
     weight: Tensor,
     bias: Tensor,
+    adapter: Option<Adapter>,
 }
 
 impl Conv1D {
     fn new(scope: &Scope, inputs: i64, outputs: i64, deviation: f64) -> Result<Self> {
-        Ok(Self {
-            name: scope.name().to_owned(),
-            weight: scope.parameter("weight", &[inputs, outputs], Init::Normal { deviation })?,
-            bias: scope.parameter("bias", &[outputs], Init::ZEROS)?,
-        })
+        let weight = scope.parameter("weight", &[inputs, outputs], Init::Normal { deviation })?;
+        let bias = scope.parameter("bias", &[outputs], Init::ZEROS)?;
+        scope.parameters().note_transposed(scope.name());
+        let adapter = Adapter::of_layer(scope, inputs, outputs)?;
+        Ok(Self { name: scope.name().to_owned(), weight, bias, adapter })
     }
 
-    fn forward(&self, input: &Tensor) -> Tensor {
-        let output = input.linear(&self.weight.tr(), Some(&self.bias));
+    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        let output = match train {
+            true => input.linear(&self.weight.tr(), Some(&self.bias)),
+            // Under autocast a weight is cast once for all steps, a view of it in each.
+            false => {
+                let product = input.matmul(&self.weight);
+                &product + self.bias.to_kind(product.kind())
+            }
+        };
         record(&self.name, "Conv1D", &output, &[Some(&self.weight), Some(&self.bias)], || {
             output.numel() * self.weight.size()[0] as usize
         });
-        output
+        match &self.adapter {
+            Some(adapter) => output + adapter.forward(input),
+            None => output,
+        }
     }
 }
 
@@ -118,26 +133,28 @@ impl Block {
         train: bool,
     ) -> Tensor {
         let head_dim = config.n_embd / config.n_head;
-        let projected = self.c_attn.forward(&self.ln_1.forward(input)); // [batch, length, 3 · width]
+        let projected = self.c_attn.forward(&self.ln_1.forward(input), train); // [batch, length, 3 · width]
         // [3, batch, heads, length, head_dim]
         let parts = projected.unflatten(-1, [3, -1, head_dim]).permute([2, 0, 3, 1, 4]);
         let [key, value] = cache.append([parts.select(0, 1), parts.select(0, 2)]);
         let rate = if train { config.attn_pdrop } else { 0.0 };
         let options = AttentionOptions { mask, causal: true, dropout: rate, scale: None };
         let mixed = join_heads(&attention(&parts.select(0, 0), &key, &value, options));
-        let x = dropout(self.attn_c_proj.forward(&mixed), config.resid_pdrop, train) + input;
-        let hidden = config.activation_function.apply(self.c_fc.forward(&self.ln_2.forward(&x)));
-        dropout(self.mlp_c_proj.forward(&hidden), config.resid_pdrop, train) + x
+        let x = dropout(self.attn_c_proj.forward(&mixed, train), config.resid_pdrop, train) + input;
+        let hidden = config.activation_function.apply(self.c_fc.forward(&self.ln_2.forward(&x), train));
+        dropout(self.mlp_c_proj.forward(&hidden, train), config.resid_pdrop, train) + x
     }
 }
 
 /// `GPT2LMHeadModel`.
 #[derive(Debug)]
 pub struct Gpt2 {
-    config: Gpt2Config,
+    config: Rc<Gpt2Config>,
     wte: Embedding,
     wpe: Embedding,
-    blocks: Vec<Block>,
+    /// Shared with the backward pass where they are computed again.
+    blocks: Vec<Rc<Block>>,
+    recompute: bool,
     ln_f: LayerNorm,
     /// Absent where it is the embedding.
     lm_head: Option<Linear>,
@@ -162,14 +179,14 @@ impl Gpt2 {
         let wte = table("wte", config.vocab_size)?;
         let wpe = table("wpe", config.n_positions)?;
         let blocks = (0..config.n_layer)
-            .map(|number| Block::new(&model.child("h").child(number), &config))
+            .map(|number| Block::new(&model.child("h").child(number), &config).map(Rc::new))
             .collect::<Result<_>>()?;
         let ln_f = LayerNorm::new(&model.child("ln_f"), config.n_embd, config.layer_norm_epsilon)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(untied_head(scope, config.n_embd, config.vocab_size, init)?),
         };
-        Ok(Self { config, wte, wpe, blocks, ln_f, lm_head })
+        Ok(Self { config: Rc::new(config), wte, wpe, blocks, recompute: false, ln_f, lm_head })
     }
 
     /// The configuration that it was made with.
@@ -186,20 +203,34 @@ pub(super) fn untied_head(scope: &Scope, width: i64, vocabulary: i64, init: Init
 }
 
 impl Decoder for Gpt2 {
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
         let positions = layout.positions(tokens, cache.len());
         let embedded = self.wte.forward(tokens) + self.wpe.forward(&positions); // [batch, length, width]
         let x = dropout(embedded, self.config.embd_pdrop, train);
-        let x = self
-            .blocks
-            .iter()
-            .zip(&mut cache.layers)
-            .fold(x, |x, (block, cache)| block.forward(&x, layout.mask, cache, &self.config, train));
-        let x = self.ln_f.forward(&x);
+        let again = self.recompute && train && cache.is_empty();
+        let x = self.blocks.iter().zip(&mut cache.layers).fold(x, |x, (block, cache)| match again {
+            false => block.forward(&x, layout.mask, cache, &self.config, train),
+            true => {
+                let (block, config) = (block.clone(), self.config.clone());
+                let mask = layout.mask.map(Tensor::shallow_clone);
+                let segment = move |x: &Tensor| {
+                    block.forward(x, mask.as_ref(), &mut LayerCache::default(), &config, train)
+                };
+                checkpoint(&x, segment).unwrap()
+            }
+        });
+        self.ln_f.forward(&x)
+    }
+
+    fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => x.linear(self.wte.weight(), None::<&Tensor>),
+            Some(head) => head.forward(read),
+            None => read.linear(self.wte.weight(), None::<&Tensor>),
         }
+    }
+
+    fn recompute_layers(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     fn layers(&self) -> usize {

@@ -3,6 +3,7 @@
 //! transformer", 2020) and grouped queries (Ainslie et al., 2023).
 
 use std::f64::consts::TAU;
+use std::rc::Rc;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::models::blocks::Activation;
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, Linear, RmsNorm};
+use crate::native::checkpoint::checkpoint;
 
 /// `config.json` of a LLaMA folder; the defaults are transformers'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -202,9 +204,11 @@ impl Layer {
         input: &Tensor,
         rotation: &Rotation,
         cache: &mut LayerCache,
-        options: AttentionOptions<'_>,
+        mask: Option<&Tensor>,
+        dropout: f64,
         config: &LlamaConfig,
     ) -> Tensor {
+        let options = AttentionOptions { mask, causal: true, dropout, scale: None };
         let normed = self.input_layernorm.forward(input);
         let [query, key, value, output] = &self.attention;
         let [query, key, value] =
@@ -222,9 +226,11 @@ impl Layer {
 /// `LlamaForCausalLM`.
 #[derive(Debug)]
 pub struct Llama {
-    config: LlamaConfig,
+    config: Rc<LlamaConfig>,
     embed_tokens: Embedding,
-    layers: Vec<Layer>,
+    /// Shared with the backward pass where they are computed again.
+    layers: Vec<Rc<Layer>>,
+    recompute: bool,
     norm: RmsNorm,
     frequencies: Tensor,
     /// Absent where it is the embedding.
@@ -256,7 +262,7 @@ impl Llama {
         let embed_tokens = Embedding::new(&table.undrawn(), config.vocab_size, config.hidden_size, None)?;
         embed_tokens.redraw(scope, init)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|number| Layer::new(&model.child("layers").child(number), &config))
+            .map(|number| Layer::new(&model.child("layers").child(number), &config).map(Rc::new))
             .collect::<Result<_>>()?;
         let frequencies: Vec<f32> = config.frequencies()?.into_iter().map(|value| value as f32).collect();
         Ok(Self {
@@ -266,9 +272,10 @@ impl Llama {
                 true => None,
                 false => Some(untied_head(scope, config.hidden_size, config.vocab_size, init)?),
             },
-            config,
+            config: Rc::new(config),
             embed_tokens,
             layers,
+            recompute: false,
         })
     }
 
@@ -279,25 +286,35 @@ impl Llama {
 }
 
 impl Decoder for Llama {
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
         let x = self.embed_tokens.forward(tokens); // [batch, length, hidden_size]
-        let rotation = Rotation::new(&layout.positions(tokens, cache.len()), &self.frequencies, x.kind());
-        let options = AttentionOptions {
-            mask: layout.mask,
-            causal: true,
-            dropout: if train { self.config.attention_dropout } else { 0.0 },
-            scale: None,
-        };
-        let x = self
-            .layers
-            .iter()
-            .zip(&mut cache.layers)
-            .fold(x, |x, (layer, cache)| layer.forward(&x, &rotation, cache, options, &self.config));
-        let x = self.norm.forward(&x);
+        let positions = layout.positions(tokens, cache.len());
+        let rotation = Rc::new(Rotation::new(&positions, &self.frequencies, x.kind()));
+        let rate = if train { self.config.attention_dropout } else { 0.0 };
+        let again = self.recompute && train && cache.is_empty();
+        let x = self.layers.iter().zip(&mut cache.layers).fold(x, |x, (layer, cache)| match again {
+            false => layer.forward(&x, &rotation, cache, layout.mask, rate, &self.config),
+            true => {
+                let (layer, config, rotation) = (layer.clone(), self.config.clone(), rotation.clone());
+                let mask = layout.mask.map(Tensor::shallow_clone);
+                let segment = move |x: &Tensor| {
+                    layer.forward(x, &rotation, &mut LayerCache::default(), mask.as_ref(), rate, &config)
+                };
+                checkpoint(&x, segment).unwrap()
+            }
+        });
+        self.norm.forward(&x)
+    }
+
+    fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => x.linear(self.embed_tokens.weight(), None::<&Tensor>),
+            Some(head) => head.forward(read),
+            None => read.linear(self.embed_tokens.weight(), None::<&Tensor>),
         }
+    }
+
+    fn recompute_layers(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     fn layers(&self) -> usize {

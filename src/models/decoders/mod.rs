@@ -6,12 +6,12 @@
 pub mod gpt2;
 pub mod llama;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::Scope;
-use super::cache::LayerCache;
+use super::cache::{LayerCache, stacked};
 use gpt2::{Gpt2, Gpt2Config};
 use llama::{Llama, LlamaConfig};
 
@@ -76,13 +76,24 @@ impl DecoderConfig {
 
 /// A language model.
 pub trait Decoder {
+    /// What `tokens` `[batch, length]` (int64), which follow those in the cache, mean together with them: `[batch, length, width]`.
+    fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor;
+
+    /// Scores of the token after each that has been read: `[…, width]` to `[…, vocabulary]`.
+    fn scores(&self, read: &Tensor) -> Tensor;
+
     /// Scores of the token after each of `tokens` `[batch, length]` (int64), which follow those in the cache: `[batch, length, vocabulary]`.
-    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor;
+    fn decode(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
+        self.scores(&self.read(tokens, layout, cache, train))
+    }
 
     /// Scores for whole texts from their beginning, as training needs them.
     fn forward(&self, tokens: &Tensor, layout: Layout<'_>, train: bool) -> Tensor {
         self.decode(tokens, layout, &mut DecoderCache::new(self.layers()), train)
     }
+
+    /// Whether training on whole texts computes layers again in the backward pass instead of keeping what they computed.
+    fn recompute_layers(&mut self, recompute: bool);
 
     /// Layers, each with keys and values of its own.
     fn layers(&self) -> usize;
@@ -92,6 +103,23 @@ pub trait Decoder {
 
     /// Different tokens.
     fn vocabulary(&self) -> i64;
+}
+
+/// A step of a model outside this program: reads `tokens` `[batch, new]` behind `past` `[layers, 2, batch, key heads, seen, head_dim]` and returns the
+/// scores of the token after each, `[batch, new, vocabulary]`, and the keys and values of all. `there` `[batch, seen + new]` is not 0 where there is a
+/// token; rows are filled up on the left. Can be traced for any sizes with one new token.
+pub fn step(model: &dyn Decoder, tokens: &Tensor, there: &Tensor, past: &Tensor) -> Result<[Tensor; 2]> {
+    let mut cache = DecoderCache::joined(past);
+    let Some(first) = cache.layers.first() else { bail!("the model has no layer") };
+    let newest = first.places(tokens); // [new]
+    let rule = first.all_places(&newest).f_unsqueeze(0)?.f_le_tensor(&newest.f_unsqueeze(1)?)?; // [new, seen + new]
+    let there = there.f_ne(0)?;
+    let positions = (there.f_cumsum(1, Kind::Int64)? - 1).f_clamp_min(0)?.f_index_select(1, &newest)?;
+    let mask = there.f_unsqueeze(1)?.f_logical_and(&rule)?.f_unsqueeze(1)?; // [batch, 1, new, seen + new]
+    let layout = Layout { positions: Some(&positions), mask: Some(&mask) };
+    let scores = model.decode(tokens, layout, &mut cache, false);
+    let Some(past) = cache.past() else { bail!("the model has kept nothing") };
+    Ok([scores, past])
 }
 
 /// Where tokens stand, and what they see besides the rule that none sees ahead.
@@ -124,6 +152,20 @@ impl DecoderCache {
     /// Of a model that has read nothing.
     pub fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| LayerCache::default()).collect() }
+    }
+
+    /// From what a traced step is given, `[layers, 2, batch, key heads, seen, head_dim]`. New keys and values are joined to it by operations of the graph.
+    pub fn joined(past: &Tensor) -> Self {
+        let layer = |layer| {
+            let both = past.select(0, layer);
+            LayerCache::joined([both.select(0, 0), both.select(0, 1)])
+        };
+        Self { layers: (0..past.size()[0]).map(layer).collect() }
+    }
+
+    /// Keys and values of all layers, `[layers, 2, batch, key heads, seen, head_dim]`; none where nothing has been read.
+    pub fn past(&self) -> Option<Tensor> {
+        stacked(self.layers.iter())
     }
 
     /// How many tokens have been read.

@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::positions::{Arrangement, sinusoidal};
 use super::{DecoderState, EncoderDecoder, LayerState, key_mask};
 use crate::models::attention::{AttentionOptions, SeparateAttention};
 use crate::models::blocks::{Activation, dropout};
+use crate::models::cache::LayerCache;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::{Role, Scope};
@@ -122,17 +123,19 @@ impl Layer {
         input: &Tensor,
         state: &mut LayerState,
         memory_mask: &Tensor,
+        rule: Option<&Tensor>,
         config: &MarianConfig,
         train: bool,
     ) -> Tensor {
         let [key, value] = state.own.append(self.self_attn.project_memory(input));
-        let options = AttentionOptions { causal: true, ..config.attention(train) };
+        let options = AttentionOptions { causal: rule.is_none(), mask: rule, ..config.attention(train) };
         let attended = self.self_attn.attend(&self.self_attn.project_query(input), &key, &value, options);
         let mut x = self.self_attn_layer_norm.forward(&(dropout(attended, config.dropout, train) + input));
         if let Some((attention, norm)) = &self.encoder_attn {
-            let [key, value] = &state.memory;
             let options = AttentionOptions { mask: Some(memory_mask), ..config.attention(train) };
-            let attended = attention.attend(&attention.project_query(&x), key, value, options);
+            let attended = state.look_at_memory(&x, |x, key, value| {
+                attention.attend(&attention.project_query(x), key, value, options)
+            });
             x = norm.forward(&(dropout(attended, config.dropout, train) + x));
         }
         self.dense(&x, config, train)
@@ -209,10 +212,10 @@ impl Marian {
         self.target_embedding.as_ref().unwrap_or(&self.source_embedding)
     }
 
-    fn embed(&self, table: &Embedding, tokens: &Tensor, seen: i64, train: bool) -> Tensor {
-        let places = tokens.ones_like().cumsum(1, Kind::Int64) + (seen - 1); // [batch, length]
+    /// Tokens `[batch, length]` at `places` `[length]`.
+    fn embed(&self, table: &Embedding, tokens: &Tensor, places: &Tensor, train: bool) -> Tensor {
         let scale = if self.config.scale_embedding { (self.config.d_model as f64).sqrt() } else { 1.0 };
-        let at = Tensor::embedding(&self.positions, &places, -1, false, false);
+        let at = Tensor::embedding(&self.positions, places, -1, false, false);
         dropout(table.forward(tokens) * scale + at, self.config.dropout, train)
     }
 }
@@ -220,7 +223,7 @@ impl Marian {
 impl EncoderDecoder for Marian {
     fn encode(&self, source: &Tensor, mask: &Tensor, train: bool) -> Tensor {
         let mask = key_mask(mask);
-        let x = self.embed(&self.source_embedding, source, 0, train);
+        let x = self.embed(&self.source_embedding, source, &LayerCache::default().places(source), train);
         self.encoder.iter().fold(x, |x, layer| layer.encode(&x, &mask, &self.config, train))
     }
 
@@ -230,13 +233,13 @@ impl EncoderDecoder for Marian {
     }
 
     fn decode(&self, target: &Tensor, state: &mut DecoderState, train: bool) -> Tensor {
-        let x = self.embed(self.target_embedding(), target, state.len(), train);
+        let places = state.places(target);
+        let x = self.embed(self.target_embedding(), target, &places, train);
+        let rule = state.rule(&places);
         let DecoderState { layers, memory_mask } = state;
-        let x = self
-            .decoder
-            .iter()
-            .zip(layers)
-            .fold(x, |x, (layer, state)| layer.decode(&x, state, memory_mask, &self.config, train));
+        let x = self.decoder.iter().zip(layers).fold(x, |x, (layer, state)| {
+            layer.decode(&x, state, memory_mask, rule.as_ref(), &self.config, train)
+        });
         x.linear(self.target_embedding().weight(), None::<&Tensor>) + &self.final_logits_bias
     }
 }

@@ -9,12 +9,12 @@ pub mod positions;
 pub mod t5;
 pub mod transformer;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::Scope;
-use super::cache::LayerCache;
+use super::cache::{LayerCache, stacked};
 use marian::{Marian, MarianConfig};
 use t5::{T5, T5Config};
 use transformer::{Transformer, TransformerConfig};
@@ -112,6 +112,33 @@ pub trait EncoderDecoder {
     }
 }
 
+/// What a model outside this program reads a source with: `source` `[batch, source]` and its `mask`, not 0 where there is a token, become what the tokens
+/// mean, `[batch, source, width]`, and the keys and values that the decoder looks at, `[layers, 2, batch, heads, source, head_dim]`.
+pub fn encode(model: &dyn EncoderDecoder, source: &Tensor, mask: &Tensor) -> [Tensor; 2] {
+    let mask = mask.ne(0);
+    let encoded = model.encode(source, &mask, false);
+    let memory = model.start(&encoded, &mask).memory();
+    [encoded, memory]
+}
+
+/// A step of such a model: `target` `[batch, new]` behind `past` `[layers, 2, batch, heads, seen, head_dim]`, for sources with their `mask` and `memory` as
+/// [`encode`] gives it. Returns the scores of the token after each, `[batch, new, vocabulary]`, and the keys and values of all.
+///
+/// # Errors
+/// The model has no layer that keeps anything.
+pub fn step(
+    model: &dyn EncoderDecoder,
+    target: &Tensor,
+    mask: &Tensor,
+    memory: &Tensor,
+    past: &Tensor,
+) -> Result<[Tensor; 2]> {
+    let mut state = DecoderState::joined(memory, &mask.f_ne(0)?, past);
+    let scores = model.decode(target, &mut state, false);
+    let Some(past) = state.past() else { bail!("the model has no layer that keeps what it has seen") };
+    Ok([scores, past])
+}
+
 /// What a decoder keeps between steps.
 #[derive(Debug)]
 pub struct DecoderState {
@@ -133,6 +160,43 @@ impl DecoderState {
         Self { layers, memory_mask: key_mask(mask) }
     }
 
+    /// From what a traced step is given: keys and values of the source, `[layers, 2, batch, heads, source, head_dim]`, its mask `[batch, source]`, and keys
+    /// and values of the target so far, of the same form. New ones are joined to them by operations of the graph.
+    pub fn joined(memory: &Tensor, mask: &Tensor, past: &Tensor) -> Self {
+        let layers = memory.size()[0];
+        let parts = |all: &Tensor, layer: i64| {
+            let both = all.select(0, layer);
+            [both.select(0, 0), both.select(0, 1)]
+        };
+        let layer =
+            |layer| LayerState { own: LayerCache::joined(parts(past, layer)), memory: parts(memory, layer) };
+        Self { layers: (0..layers).map(layer).collect(), memory_mask: key_mask(mask) }
+    }
+
+    /// Keys and values of the source, `[layers, 2, batch, heads, source, head_dim]`.
+    pub fn memory(&self) -> Tensor {
+        let layers: Vec<Tensor> = self.layers.iter().map(|layer| Tensor::stack(&layer.memory, 0)).collect();
+        Tensor::stack(&layers, 0)
+    }
+
+    /// Keys and values of the target so far, `[layers, 2, batch, heads, seen, head_dim]`; none before the first token.
+    pub fn past(&self) -> Option<Tensor> {
+        stacked(self.layers.iter().map(|layer| &layer.own))
+    }
+
+    /// The places of new `tokens` `[batch, length]`: `[length]`.
+    fn places(&self, tokens: &Tensor) -> Tensor {
+        match self.layers.first() {
+            Some(layer) => layer.own.places(tokens),
+            None => LayerCache::default().places(tokens),
+        }
+    }
+
+    /// Which of all tokens each new one sees, where attention's own causal rule will not do.
+    fn rule(&self, places: &Tensor) -> Option<Tensor> {
+        self.layers.first().and_then(|layer| layer.own.rule(places))
+    }
+
     /// How many target tokens have been seen.
     pub fn len(&self) -> i64 {
         self.layers.first().map_or(0, |layer| layer.own.len())
@@ -143,18 +207,36 @@ impl DecoderState {
         self.len() == 0
     }
 
-    /// Keeps the rows of the batch that are numbered, in that order. Rows that change places only among hypotheses of one source
-    /// (`same_sources`) keep what they know of it.
-    pub fn select(&mut self, rows: &Tensor, same_sources: bool) {
+    /// Keeps the rows of the batch that are numbered, in that order, and of the sources those that `sources` numbers, all if left out. A source may
+    /// have several rows, as many as the others; they stand side by side, and look at one memory.
+    pub fn select(&mut self, rows: &Tensor, sources: Option<&Tensor>) {
         for layer in &mut self.layers {
             layer.own.select(rows);
-            if !same_sources {
-                layer.memory = layer.memory.each_ref().map(|tensor| tensor.index_select(0, rows));
+            if let Some(sources) = sources {
+                layer.memory = layer.memory.each_ref().map(|tensor| tensor.index_select(0, sources));
             }
         }
-        if !same_sources {
-            self.memory_mask = self.memory_mask.index_select(0, rows);
+        if let Some(sources) = sources {
+            self.memory_mask = self.memory_mask.index_select(0, sources);
         }
+    }
+}
+
+impl LayerState {
+    /// What `attend` makes of target tokens `[batch, length, width]` that look at the keys and values of the source. Rows of one source are given to it
+    /// as one longer row: none sees another there, and the memory need not be repeated.
+    fn look_at_memory(
+        &self,
+        input: &Tensor,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
+    ) -> Tensor {
+        let [key, value] = &self.memory;
+        let size = input.size();
+        let sources = key.size()[0];
+        if size[0] == sources {
+            return attend(input, key, value);
+        }
+        attend(&input.reshape([sources, -1, size[2]]), key, value).reshape(&size)
     }
 }
 

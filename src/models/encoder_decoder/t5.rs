@@ -10,6 +10,7 @@ use crate::bail_input;
 use crate::models::Scope;
 use crate::models::attention::{AttentionOptions, SeparateAttention};
 use crate::models::blocks::{Activation, dropout};
+use crate::models::cache::LayerCache;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, Linear, RmsNorm};
 
@@ -180,9 +181,10 @@ impl Block {
         let attended = attention.attend(&attention.project_query(&normed), key, value, options(bias));
         let mut x = dropout(attended, rate, true) + input;
         if let (Some((norm, attention)), Some((state, mask))) = (&self.source, source) {
-            let [key, value] = &state.memory;
-            let query = attention.project_query(&norm.forward(&x));
-            x = dropout(attention.attend(&query, key, value, options(mask)), rate, true) + x;
+            let attended = state.look_at_memory(&norm.forward(&x), |x, key, value| {
+                attention.attend(&attention.project_query(x), key, value, options(mask))
+            });
+            x = dropout(attended, rate, true) + x;
         }
         let (norm, dense) = &self.dense;
         dropout(dense.forward(&norm.forward(&x), rate), rate, true) + x
@@ -294,15 +296,10 @@ impl T5 {
     }
 }
 
-/// 0, 1, 2, … for the tokens of a row, counted by the tensor so that a traced model takes any length.
-fn places(tokens: &Tensor) -> Tensor {
-    tokens.select(0, 0).ones_like().cumsum(0, Kind::Int64) - 1
-}
-
 impl EncoderDecoder for T5 {
     fn encode(&self, source: &Tensor, mask: &Tensor, train: bool) -> Tensor {
         let rate = self.rate(train);
-        let places = places(source);
+        let places = LayerCache::default().places(source);
         let bias = self.encoder.bias(&places, &places);
         let bias = bias.masked_fill(&key_mask(mask).logical_not(), f64::NEG_INFINITY); // [batch, heads, source, source]
         let x = dropout(self.shared.forward(source), rate, true);
@@ -317,11 +314,10 @@ impl EncoderDecoder for T5 {
 
     fn decode(&self, target: &Tensor, state: &mut DecoderState, train: bool) -> Tensor {
         let rate = self.rate(train);
-        let seen = state.len();
-        let queries = places(target) + seen;
-        let keys = match seen {
-            0 => queries.shallow_clone(),
-            _ => Tensor::arange(seen + target.size()[1], (Kind::Int64, target.device())),
+        let queries = state.places(target);
+        let keys = match state.layers.first() {
+            Some(layer) => layer.own.all_places(&queries),
+            None => queries.shallow_clone(),
         };
         let bias = self.decoder.bias(&queries, &keys);
         let DecoderState { layers, memory_mask } = state;

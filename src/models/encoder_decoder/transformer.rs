@@ -3,13 +3,14 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::positions::{Arrangement, sinusoidal};
 use super::{DecoderState, EncoderDecoder, LayerState, key_mask};
 use crate::bail_input;
 use crate::models::attention::{AttentionOptions, MultiheadAttention};
 use crate::models::blocks::{Activation, dropout};
+use crate::models::cache::LayerCache;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::{Role, Scope};
@@ -247,17 +248,31 @@ impl DecoderLayer {
         })
     }
 
-    fn pass(&self, input: &Tensor, state: &mut LayerState, memory_mask: &Tensor, rates: Rates) -> Tensor {
+    /// `rule` says which tokens see which, in place of attention's own rule.
+    fn pass(
+        &self,
+        input: &Tensor,
+        state: &mut LayerState,
+        memory_mask: &Tensor,
+        rule: Option<&Tensor>,
+        rates: Rates,
+    ) -> Tensor {
         let options = AttentionOptions { dropout: rates.attention, ..Default::default() };
         let x = self.block.around(input, &self.norm1, rates.dropout, |x| {
             let [query, key, value] = self.self_attn.project(x);
             let [key, value] = state.own.append([key, value]);
-            self.self_attn.attend(&query, &key, &value, AttentionOptions { causal: true, ..options })
+            self.self_attn.attend(
+                &query,
+                &key,
+                &value,
+                AttentionOptions { causal: rule.is_none(), mask: rule, ..options },
+            )
         });
         let x = self.block.around(&x, &self.norm2, rates.dropout, |x| {
-            let [key, value] = &state.memory;
             let options = AttentionOptions { mask: Some(memory_mask), ..options };
-            self.multihead_attn.attend(&self.multihead_attn.project_query(x), key, value, options)
+            state.look_at_memory(x, |x, key, value| {
+                self.multihead_attn.attend(&self.multihead_attn.project_query(x), key, value, options)
+            })
         });
         self.block.around(&x, &self.norm3, rates.dropout, |x| self.block.dense(x, rates.dropout))
     }
@@ -267,7 +282,7 @@ impl DecoderLayer {
     pub fn forward(&self, input: &Tensor, memory: &Tensor, mask: &Tensor) -> Tensor {
         let memory = self.multihead_attn.project_memory(memory);
         let mut state = LayerState { own: Default::default(), memory };
-        self.pass(input, &mut state, &key_mask(mask), Rates { dropout: 0.0, attention: 0.0 })
+        self.pass(input, &mut state, &key_mask(mask), None, Rates { dropout: 0.0, attention: 0.0 })
     }
 }
 
@@ -375,12 +390,17 @@ impl Transformer {
         self.target_embedding.as_ref().unwrap_or(&self.source_embedding)
     }
 
-    /// Tokens that follow `seen` others, scaled, at their positions.
-    fn embed(&self, table: &Embedding, positions: &Tensor, tokens: &Tensor, seen: i64, rate: f64) -> Tensor {
-        // Counted by the tensor, so that a traced model takes any length.
-        let places = tokens.ones_like().cumsum(1, Kind::Int64) + (seen - 1); // [batch, length]
+    /// Tokens `[batch, length]` at `places` `[length]`, scaled.
+    fn embed(
+        &self,
+        table: &Embedding,
+        positions: &Tensor,
+        tokens: &Tensor,
+        places: &Tensor,
+        rate: f64,
+    ) -> Tensor {
         let scaled = table.forward(tokens) * (self.config.d_model as f64).sqrt();
-        let at = Tensor::embedding(positions, &places, -1, false, false);
+        let at = Tensor::embedding(positions, places, -1, false, false); // [length, d_model]
         dropout(scaled + at, rate, true)
     }
 }
@@ -404,7 +424,8 @@ impl EncoderDecoder for Transformer {
     fn encode(&self, source: &Tensor, mask: &Tensor, train: bool) -> Tensor {
         let rates = self.config.rates(train);
         let mask = key_mask(mask); // [batch, 1, 1, source]
-        let x = self.embed(&self.source_embedding, &self.positions[0], source, 0, rates.dropout);
+        let places = LayerCache::default().places(source);
+        let x = self.embed(&self.source_embedding, &self.positions[0], source, &places, rates.dropout);
         let x = self.encoder.iter().fold(x, |x, layer| layer.pass(&x, &mask, rates));
         self.encoder_norm.forward(&x) // [batch, source, d_model]
     }
@@ -416,13 +437,15 @@ impl EncoderDecoder for Transformer {
 
     fn decode(&self, target: &Tensor, state: &mut DecoderState, train: bool) -> Tensor {
         let rates = self.config.rates(train);
-        let x = self.embed(self.target_embedding(), &self.positions[1], target, state.len(), rates.dropout);
+        let places = state.places(target);
+        let x = self.embed(self.target_embedding(), &self.positions[1], target, &places, rates.dropout);
+        let rule = state.rule(&places);
         let DecoderState { layers, memory_mask } = state;
         let x = self
             .decoder
             .iter()
             .zip(layers)
-            .fold(x, |x, (layer, state)| layer.pass(&x, state, memory_mask, rates));
+            .fold(x, |x, (layer, state)| layer.pass(&x, state, memory_mask, rule.as_ref(), rates));
         let x = self.decoder_norm.forward(&x); // [batch, target, d_model]
         match &self.generator {
             Generator::Own(linear) => linear.forward(&x),

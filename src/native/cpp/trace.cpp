@@ -6,7 +6,10 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include <memory>
+#include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 
 using suite::Tensors;
 using torch::jit::Module;
@@ -44,6 +47,23 @@ void register_tensor(Module root, const std::string& root_type, const std::strin
   module.register_parameter(leaf, tensor, is_buffer);
 }
 
+// The dotted name under which `value`, a module or a tensor, is reached from the graph's module; empty for the module itself.
+std::string name_of(const torch::jit::Value* value) {
+  const torch::jit::Node* node = value->node();
+  if (node->kind() != torch::jit::prim::GetAttr) return "";
+  const std::string parent = name_of(node->input());
+  const std::string& own = node->s(torch::jit::attr::name);
+  return parent.empty() ? own : parent + "." + own;
+}
+
+// The names of all tensors of the module that a graph computes with.
+void collect_used(const torch::jit::Block* block, std::set<std::string>& used) {
+  for (const torch::jit::Node* node : block->nodes()) {
+    if (node->kind() == torch::jit::prim::GetAttr && node->hasUses()) used.insert(name_of(node->output()));
+    for (const torch::jit::Block* inner : node->blocks()) collect_used(inner, used);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -55,14 +75,9 @@ void suite_trace_output(Tensors* outputs, const at::Tensor* tensor) noexcept { o
 
 char* suite_trace_module(const char* class_name, const char* const* names, const at::Tensor* const* tensors, const bool* are_buffers,
                          size_t tensor_count, const char* const* input_names, const at::Tensor* const* inputs, size_t input_count,
-                         SuiteForward forward, void* context, const char* path) {
+                         bool used_only, SuiteForward forward, void* context, const char* path) {
   return suite::guarded([&] {
     at::NoGradGuard no_grad;
-    const auto unit = compilation_unit();
-    const std::string type_name = std::string("__torch__.") + class_name;
-    Module module = new_module(unit, type_name);
-    for (size_t i = 0; i < tensor_count; i++) register_tensor(module, type_name, names[i], *tensors[i], are_buffers[i]);
-
     torch::jit::Stack examples;
     std::vector<std::string> argument_names;
     for (size_t i = 0; i < input_count; i++) {
@@ -84,11 +99,24 @@ char* suite_trace_module(const char* class_name, const char* const* names, const
       return {c10::ivalue::Tuple::create(std::move(elements))};
     };
     auto no_variable_names = [](const at::Tensor&) { return std::string(); };
-    const auto [state, outputs] =
-        torch::jit::tracer::trace(examples, run, no_variable_names, /*strict=*/true, /*force_outplace=*/false, &module, argument_names);
-    // The tracer has evaluated the pass on the way; only the graph is of interest.
-    (void)outputs;
-    const auto method = unit->create_function(c10::QualifiedName(*module.type()->name(), "forward"), state->graph);
+    const std::string type_name = std::string("__torch__.") + class_name;
+    // Traces with the tensors that are named, and returns the module and the graph of its pass. The tracer evaluates the pass on the way.
+    auto trace = [&](const std::set<std::string>* wanted) {
+      Module module = new_module(compilation_unit(), type_name);
+      for (size_t i = 0; i < tensor_count; i++) {
+        if (wanted == nullptr || wanted->count(names[i]) != 0) register_tensor(module, type_name, names[i], *tensors[i], are_buffers[i]);
+      }
+      const auto traced =
+          torch::jit::tracer::trace(examples, run, no_variable_names, /*strict=*/true, /*force_outplace=*/false, &module, argument_names);
+      return std::make_pair(module, traced.first->graph);
+    };
+    auto [module, graph] = trace(nullptr);
+    if (used_only) {
+      std::set<std::string> used;
+      collect_used(graph->block(), used);
+      std::tie(module, graph) = trace(&used);
+    }
+    const auto method = module._ivalue()->compilation_unit()->create_function(c10::QualifiedName(*module.type()->name(), "forward"), graph);
     module.type()->addMethod(method);
     module.save(path);
   });
