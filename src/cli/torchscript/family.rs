@@ -25,6 +25,8 @@ use crate::reporting::{Log, Report, Verbosity};
 use crate::script::{Artifact, inspect, kind_of};
 use crate::tasks::Evaluation;
 use crate::tasks::image_classification::ImageClassification;
+use crate::distributed::SingleProcess;
+use crate::distributed::rendezvous::GroupArgs;
 use crate::training::signals::Interrupt;
 use crate::weights::Weights;
 use crate::{bail_input, files};
@@ -253,6 +255,7 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
             split,
             tta,
             format,
+            group: GroupArgs::default(),
         })));
     }
     let Some(data) = data else { bail_input!("a module comes without data: give --data") };
@@ -299,5 +302,6 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
         Views::default(),
         format,
         &log,
+        &mut SingleProcess,
     )
 }
