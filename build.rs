@@ -91,7 +91,9 @@ fn compile_shim(include_folder: &Path) -> Result<(), String> {
 fn nccl_folders(include_folder: &Path) -> Result<Vec<PathBuf>, String> {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     println!("cargo::rerun-if-env-changed=NCCL_HOME");
-    let packages = fs::canonicalize(include_folder).ok().and_then(|folder| Some(folder.parent()?.parent()?.join("nvidia")));
+    let packages = fs::canonicalize(include_folder)
+        .ok()
+        .and_then(|folder| Some(folder.parent()?.parent()?.join("nvidia")));
     let home = |variable: &str| env::var_os(variable).map(|home| PathBuf::from(home).join("include"));
     let candidates = |own: Option<PathBuf>, package: &str, usual: &str| -> Vec<PathBuf> {
         let package = packages.as_ref().map(|packages| packages.join(package).join("include"));
@@ -102,7 +104,8 @@ fn nccl_folders(include_folder: &Path) -> Result<Vec<PathBuf>, String> {
             format!("the feature nccl needs the headers of {what} ({header}): run scripts/setup.sh --cuda, or set CUDA_HOME and NCCL_HOME to where they are")
         })
     };
-    let cuda = find(candidates(home("CUDA_HOME"), "cu13", "/usr/local/cuda/include"), "cuda_runtime_api.h", "CUDA")?;
+    let cuda =
+        find(candidates(home("CUDA_HOME"), "cu13", "/usr/local/cuda/include"), "cuda_runtime_api.h", "CUDA")?;
     let nccl = find(candidates(home("NCCL_HOME"), "nccl", "/usr/include"), "nccl.h", "NCCL")?;
     Ok(vec![cuda, nccl])
 }

@@ -1,5 +1,6 @@
 //! `eval`: metrics of a run on one part of its data.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -27,7 +28,7 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
     with_processes(&arguments.group, |meeting| evaluate_among::<F>(arguments, meeting))
 }
 
-fn evaluate_among<F: Family>(arguments: &EvalArgs, meeting: Option<&Arc<Meeting>>) -> Result<()> {
+fn evaluate_among<F: Family>(arguments: &EvalArgs, meeting: Option<&Rc<Meeting>>) -> Result<()> {
     let place = meeting.map(|meeting| meeting.rendezvous());
     let mut session = Session::<F>::open_among(&arguments.run, place)?;
     if let Some(data) = &arguments.data {

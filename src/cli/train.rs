@@ -1,6 +1,7 @@
 //! `train`: from arguments to a run folder with its summary and report.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -37,7 +38,7 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
     with_processes(&arguments.group, |meeting| train_among::<F>(arguments, meeting))
 }
 
-fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Arc<Meeting>>) -> Result<()> {
+fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Rc<Meeting>>) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let is_first = meeting.is_none_or(|meeting| meeting.is_first());
     let log = match is_first {
@@ -167,7 +168,8 @@ fn agree<F: Family>(
         Some(Ok(checkpoint)) => Some(read_progress(&checkpoint)?.step),
         _ => None,
     };
-    agreement.add("the step of the checkpoint (--resume needs a folder that all machines share)", json!(step));
+    agreement
+        .add("the step of the checkpoint (--resume needs a folder that all machines share)", json!(step));
     agreement.check(meeting)
 }
 

@@ -128,7 +128,9 @@ impl Parted {
     ) -> Result<Self> {
         let is_sequence = sampler.is_sequence();
         if is_sequence && size > 1 && sampler.plan(0)?.batch(0).len() < size {
-            bail_input!("there are fewer streams side by side (the batch size of all processes) than {size} processes: take a larger --batch-size");
+            bail_input!(
+                "there are fewer streams side by side (the batch size of all processes) than {size} processes: take a larger --batch-size"
+            );
         }
         let pieces = if whole || is_sequence { 1 } else { processes.div_ceil(size) };
         Ok(Self { sampler, rank, size, pieces })

@@ -43,7 +43,11 @@ impl Agreement {
 }
 
 /// The first thing in which two processes differ.
-fn difference(first: &BTreeMap<String, Value>, other: &BTreeMap<String, Value>, rank: usize) -> Option<String> {
+fn difference(
+    first: &BTreeMap<String, Value>,
+    other: &BTreeMap<String, Value>,
+    rank: usize,
+) -> Option<String> {
     let names = first.keys().chain(other.keys().filter(|name| !first.contains_key(*name)));
     for name in names {
         let (Some(before), Some(now)) = (first.get(name), other.get(name)) else {

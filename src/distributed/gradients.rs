@@ -74,9 +74,8 @@ impl GradientSums {
         if !self.overlap {
             return Ok(());
         }
-        let learning: Vec<usize> = (0..parameters.len())
-            .filter(|&place| parameters.tensors()[place].requires_grad())
-            .collect();
+        let learning: Vec<usize> =
+            (0..parameters.len()).filter(|&place| parameters.tensors()[place].requires_grad()).collect();
         if self.layout.as_ref().is_some_and(|layout| layout.learning() != learning) {
             self.forget();
         }
@@ -147,7 +146,10 @@ impl GradientSums {
     fn fresh_buckets(&self, parameters: &TensorList, places: &[usize]) -> Result<BucketLayout> {
         let list = TensorList::new(places.iter().map(|&place| &parameters.tensors()[place]))?;
         let buckets = bucket_layout(&list, self.config)?;
-        Ok(buckets.into_iter().map(|bucket| bucket.into_iter().map(|place| places[place]).collect()).collect())
+        Ok(buckets
+            .into_iter()
+            .map(|bucket| bucket.into_iter().map(|place| places[place]).collect())
+            .collect())
     }
 
     /// Sorts the buckets in the order of gradients once it is known; gradients are cleared by then.
@@ -163,8 +165,10 @@ impl GradientSums {
             return running.reducer.set_layout(&within(&layout.buckets, &running.used));
         }
         let buckets = running.reducer.layout()?;
-        layout.buckets =
-            buckets.into_iter().map(|bucket| bucket.into_iter().map(|place| running.used[place]).collect()).collect();
+        layout.buckets = buckets
+            .into_iter()
+            .map(|bucket| bucket.into_iter().map(|place| running.used[place]).collect())
+            .collect();
         layout.sorted = true;
         Ok(())
     }

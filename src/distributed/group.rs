@@ -1,7 +1,7 @@
 //! The group of processes as the trainer sees it.
 
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use tch::Tensor;
@@ -16,7 +16,7 @@ use crate::native::distributed::{Group, stand_in, synchronise_batch_norm};
 
 /// Processes that train together.
 pub struct ProcessGroup {
-    meeting: Arc<Meeting>,
+    meeting: Rc<Meeting>,
     /// Left alone when a process failed: to take the group apart would be to wait for what the others never send.
     group: ManuallyDrop<Group>,
     gradients: GradientSums,
@@ -24,7 +24,7 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    pub(super) fn new(meeting: Arc<Meeting>, group: Group, config: &DistributedConfig) -> Result<Self> {
+    pub(super) fn new(meeting: Rc<Meeting>, group: Group, config: &DistributedConfig) -> Result<Self> {
         if config.sync_batch_norm {
             synchronise_batch_norm(Some(&group))?;
         }
@@ -37,7 +37,7 @@ impl ProcessGroup {
     }
 
     /// What the processes share besides collectives.
-    pub fn meeting(&self) -> &Arc<Meeting> {
+    pub fn meeting(&self) -> &Rc<Meeting> {
         &self.meeting
     }
 

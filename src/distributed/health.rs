@@ -2,6 +2,7 @@
 //!
 //! Each process says through the store, every second, that it lives and how many collectives it has begun. One that fails leaves its sentence there.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -13,9 +14,9 @@ use tch::Device;
 
 use super::rendezvous::{GroupArgs, Rendezvous};
 use super::{DistributedConfig, ProcessGroup, launcher};
+use crate::bail_input;
 use crate::error::{BadInput, Interrupted, PeerFailed, one_sentence};
 use crate::native::distributed::{self, Group, Store, Transport};
-use crate::bail_input;
 
 /// Time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
@@ -38,7 +39,7 @@ impl Meeting {
     ///
     /// # Errors
     /// The first process cannot be reached, or some do not come within the timeout: these are named.
-    pub fn join(arguments: &GroupArgs) -> Result<Option<Arc<Self>>> {
+    pub fn join(arguments: &GroupArgs) -> Result<Option<Rc<Self>>> {
         let Some(rendezvous) = Rendezvous::find(arguments, |name| std::env::var(name).ok())? else {
             return Ok(None);
         };
@@ -53,18 +54,12 @@ impl Meeting {
                 timeout.as_secs_f64()
             ))),
         })?;
-        let mut meeting = Self {
-            rendezvous,
-            store,
-            timeout,
-            begun: Arc::default(),
-            over: Arc::default(),
-            beating: None,
-        };
+        let mut meeting =
+            Self { rendezvous, store, timeout, begun: Arc::default(), over: Arc::default(), beating: None };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         meeting.exchange("joined", &format!("process {} on {host}", std::process::id()))?;
         meeting.beating = Some(meeting.beat()?);
-        Ok(Some(Arc::new(meeting)))
+        Ok(Some(Rc::new(meeting)))
     }
 
     /// The place of this process.
@@ -81,7 +76,7 @@ impl Meeting {
     ///
     /// # Errors
     /// A process does not answer, or this program was built without NCCL.
-    pub fn connect(self: &Arc<Self>, device: Device, config: &DistributedConfig) -> Result<ProcessGroup> {
+    pub fn connect(self: &Rc<Self>, device: Device, config: &DistributedConfig) -> Result<ProcessGroup> {
         let cuda = match device {
             Device::Cuda(_) if !Group::has_nccl() => bail_input!(
                 "this program cannot train on several GPUs: build it with `cargo build --release --features nccl`, or train with --device cpu"
@@ -237,8 +232,13 @@ fn diagnose(store: &Store, rank: usize, size: usize, begun: u64) -> Result<Strin
     let count = |sign: &str| sign.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     let behind: Vec<String> = others().filter(|&other| count(&now[other]) < begun).map(who).collect();
     match behind.is_empty() {
-        false => Ok(format!("{} lives but did not come to where the others wait for it", behind.join(" and "))),
-        true => Ok("the processes live but do not reach each other: look at the network, or at GLOO_SOCKET_IFNAME".to_owned()),
+        false => {
+            Ok(format!("{} lives but did not come to where the others wait for it", behind.join(" and ")))
+        }
+        true => Ok(
+            "the processes live but do not reach each other: look at the network, or at GLOO_SOCKET_IFNAME"
+                .to_owned(),
+        ),
     }
 }
 
@@ -265,7 +265,7 @@ fn is_about_others(sentence: &str) -> bool {
 /// failure of any the sentence that names it.
 pub fn with_processes(
     arguments: &GroupArgs,
-    run: impl FnOnce(Option<&Arc<Meeting>>) -> Result<()>,
+    run: impl FnOnce(Option<&Rc<Meeting>>) -> Result<()>,
 ) -> Result<()> {
     if let Some(launch) = launcher::Launch::asked(arguments)? {
         return launch.run();

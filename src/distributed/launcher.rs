@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::rendezvous::{GroupArgs, LAUNCHER, NOTES, RESTART};
-use crate::error::{BadInput, EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, PeerFailed, exit_status, one_sentence};
+use crate::error::{
+    BadInput, EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, PeerFailed, exit_status, one_sentence,
+};
 use crate::{bail_input, files};
 
 /// How long the others may take to end once one has failed.
@@ -55,7 +57,9 @@ fn failure_of(rank: impl std::fmt::Display) -> String {
 /// Tells the launcher, if there is one, where the run is.
 pub fn note_run(run: &Path) -> Result<()> {
     match std::env::var_os(NOTES) {
-        Some(notes) => files::write_atomic(&Path::new(&notes).join(RUN_NOTE), run.as_os_str().as_encoded_bytes()),
+        Some(notes) => {
+            files::write_atomic(&Path::new(&notes).join(RUN_NOTE), run.as_os_str().as_encoded_bytes())
+        }
         None => Ok(()),
     }
 }
@@ -78,7 +82,9 @@ pub fn run_to_continue(out: Option<&Path>) -> Result<Option<PathBuf>> {
     if times("TORCHELASTIC_RESTART_COUNT") > 0 {
         return match out {
             Some(out) => Ok(Some(out.to_owned())),
-            None => bail_input!("started again by torchrun without --out: nothing says which run to go on with"),
+            None => {
+                bail_input!("started again by torchrun without --out: nothing says which run to go on with")
+            }
         };
     }
     Ok(None)
@@ -116,8 +122,11 @@ impl Launch {
         if std::env::var_os(LAUNCHER).is_some() {
             return Ok(None);
         }
-        if let Some(other) = ["RANK", "WORLD_SIZE"].into_iter().find(|name| std::env::var_os(name).is_some()) {
-            bail_input!("--processes starts processes by itself, but {other} is set: another launcher has started this one; leave out one of the two");
+        if let Some(other) = ["RANK", "WORLD_SIZE"].into_iter().find(|name| std::env::var_os(name).is_some())
+        {
+            bail_input!(
+                "--processes starts processes by itself, but {other} is set: another launcher has started this one; leave out one of the two"
+            );
         }
         Ok(Some(Self { processes, restarts: arguments.restarts.unwrap_or(0) }))
     }
@@ -242,9 +251,8 @@ impl Children {
 
     /// What went wrong: first a process that died without a word, then one that says so of itself, then what the others make of it.
     fn failure(&self, notes: &Notes) -> Option<anyhow::Error> {
-        let ended = || {
-            self.children.iter().enumerate().filter_map(|(rank, (_, ended))| Some((rank, (*ended)?)))
-        };
+        let ended =
+            || self.children.iter().enumerate().filter_map(|(rank, (_, ended))| Some((rank, (*ended)?)));
         let failed = || ended().filter(|(_, ended)| !ended.status.success() && !ended.killed);
         for (rank, ended) in failed() {
             if notes.failure(rank).is_none() {
@@ -355,7 +363,8 @@ impl Signals {
         let count = |number: i32, signal: Signal| -> Result<(Signal, Arc<AtomicUsize>)> {
             let count = Arc::new(AtomicUsize::new(0));
             let handle = count.clone();
-            let mut listener = signal_hook::iterator::Signals::new([number]).context("listening to signals")?;
+            let mut listener =
+                signal_hook::iterator::Signals::new([number]).context("listening to signals")?;
             std::thread::Builder::new()
                 .name("signals".to_owned())
                 .spawn(move || {

@@ -88,7 +88,11 @@ impl Rendezvous {
         };
         let Some(found) = found else { return Ok(None) };
         if found.rank >= found.size {
-            bail_input!("there are {} processes, numbered from 0: none has the rank {}", found.size, found.rank);
+            bail_input!(
+                "there are {} processes, numbered from 0: none has the rank {}",
+                found.size,
+                found.rank
+            );
         }
         Ok((found.size > 1).then_some(found))
     }
@@ -97,23 +101,39 @@ impl Rendezvous {
         let (Some(rank), Some(size)) = (rank, size) else {
             bail_input!("--init {init}: give --rank and --world-size too");
         };
-        let place = init.strip_prefix("tcp://").and_then(|place| place.trim_end_matches('/').rsplit_once(':'));
+        let place =
+            init.strip_prefix("tcp://").and_then(|place| place.trim_end_matches('/').rsplit_once(':'));
         let Some((host, Ok(port))) = place.map(|(host, port)| (host, port.parse())) else {
             bail_input!("--init {init}: give tcp://HOST:PORT, a port of the machine of rank 0");
         };
         let host = host.trim_matches(['[', ']']).to_owned();
         // Nothing tells how many share a machine: each is taken to have one of its own.
-        Ok(Self { rank, size, local_rank: 0, local_size: 1, host, port, server: rank == 0, prefix: String::new() })
+        Ok(Self {
+            rank,
+            size,
+            local_rank: 0,
+            local_size: 1,
+            host,
+            port,
+            server: rank == 0,
+            prefix: String::new(),
+        })
     }
 
     fn of_torchrun(variable: &impl Fn(&str) -> Option<String>) -> Result<Self> {
         let number = |name: &str| -> Result<Option<usize>> {
             let parse = |text: String| {
-                text.trim().parse().map_err(|_| bad_input!("the environment variable {name} is `{text}`: no number"))
+                text.trim()
+                    .parse()
+                    .map_err(|_| bad_input!("the environment variable {name} is `{text}`: no number"))
             };
             variable(name).map(parse).transpose()
         };
-        let needed = |name: &str| bad_input!("the environment has only a part of what several processes need: {name} is not set; unset RANK and WORLD_SIZE to run one process");
+        let needed = |name: &str| {
+            bad_input!(
+                "the environment has only a part of what several processes need: {name} is not set; unset RANK and WORLD_SIZE to run one process"
+            )
+        };
         let host = variable("MASTER_ADDR").ok_or_else(|| needed("MASTER_ADDR"))?;
         let port = number("MASTER_PORT")?.ok_or_else(|| needed("MASTER_PORT"))?;
         let rank = number("RANK")?.ok_or_else(|| needed("RANK"))?;
@@ -144,7 +164,9 @@ impl Rendezvous {
         let nodes = variable("SLURM_STEP_NODELIST").or_else(|| variable("SLURM_JOB_NODELIST"));
         let host = variable("MASTER_ADDR").or_else(|| nodes.as_deref().and_then(first_host));
         let Some(host) = host else {
-            bail_input!("SLURM started {size} processes but says no machine (SLURM_STEP_NODELIST): set MASTER_ADDR to that of the first");
+            bail_input!(
+                "SLURM started {size} processes but says no machine (SLURM_STEP_NODELIST): set MASTER_ADDR to that of the first"
+            );
         };
         // One for each job and step, so that jobs that share a machine do not meet.
         let job = number("SLURM_JOB_ID").unwrap_or(0) + 37 * number("SLURM_STEP_ID").unwrap_or(0);

@@ -349,9 +349,7 @@ impl GradientReducer {
         let places = layout.concat();
         let sizes: Vec<usize> = layout.iter().map(Vec::len).collect();
         // SAFETY: the reducer is alive; there are as many places as the sizes say.
-        check(unsafe {
-            ffi::suite_reducer_set_layout(self.0, places.as_ptr(), sizes.as_ptr(), sizes.len())
-        })
+        check(unsafe { ffi::suite_reducer_set_layout(self.0, places.as_ptr(), sizes.as_ptr(), sizes.len()) })
     }
 
     /// The buckets as they are.

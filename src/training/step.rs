@@ -114,7 +114,8 @@ impl Stepper {
             .map(|part| if part.counts { task.weight(&part.batch, Mode::Train) } else { Ok(0.0) })
             .collect::<Result<Vec<f64>>>()?;
         // On their way during the first forward pass.
-        let mut sums = Some(reducer.begin_sums([weights.iter().sum(), f64::from(u8::from(self.stop_asked))])?);
+        let mut sums =
+            Some(reducer.begin_sums([weights.iter().sum(), f64::from(u8::from(self.stop_asked))])?);
         let mut share = 0.0;
         let last = micro_batches.len().saturating_sub(1);
         for (place, (part, weight)) in micro_batches.into_iter().zip(weights).enumerate() {
@@ -131,7 +132,9 @@ impl Stepper {
                 let [global_weight, stops] = sums.wait()?;
                 self.stop_agreed = stops > 0.0;
                 if global_weight <= 0.0 {
-                    bail!("step {number}: no sample of the batch has a weight above 0, so its loss is undefined");
+                    bail!(
+                        "step {number}: no sample of the batch has a weight above 0, so its loss is undefined"
+                    );
                 }
                 share = 1.0 / global_weight;
             }
