@@ -181,11 +181,12 @@ fn to_run(arguments: &ConvertArgs) -> Result<()> {
     folder.write_recipe(&json!(recipe))?;
     let checkpoint = Checkpoint {
         progress: Progress::default(),
-        environment: session::environment(&recipe.training)?,
+        environment: session::environment(&recipe.training, 1)?,
         data: None,
         model: tensors_of(task.parameters()),
         average: None,
         optimizer: NamedTensors::new(),
+        gradients: None,
     };
     folder.save(&checkpoint, false, 0)?;
     Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", arguments.out.display()));
