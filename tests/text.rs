@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use tch_suite::data::order::Sampler;
 use tch_suite::data::text::*;
+use tch_suite::recipe::Attachments;
 
 use crate::support::{data, fixture};
 
@@ -86,6 +87,28 @@ fn a_hugging_face_folder_without_tokenizer_json_is_read() -> Result<()> {
     assert_eq!(tokenizer.decode(&[2, 3, 0], true)?, "ab a");
     let nothing = TextTokenizer::open(Path::new("missing")).unwrap_err().to_string();
     assert!(nothing.contains("missing does not exist"), "{nothing}");
+    Ok(())
+}
+
+#[test]
+fn a_run_knows_the_special_tokens_that_its_folder_named() -> Result<()> {
+    let folder = crate::support::Scratch::new();
+    let vocabulary = r#"{"[PAD]": 0, "start": 1, "stop": 2, "word": 3, "</s>": 4}"#;
+    std::fs::write(
+        folder.join("tokenizer.json"),
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [], "pre_tokenizer": {{"type": "Whitespace"}},
+                "model": {{"type": "WordLevel", "vocab": {vocabulary}, "unk_token": "[PAD]"}}}}"#
+        ),
+    )?;
+    let named = r#"{"bos_token": "start", "eos_token": {"content": "stop"}}"#;
+    std::fs::write(folder.join("tokenizer_config.json"), named)?;
+    let opened = TextTokenizer::open(&folder)?;
+    assert_eq!((opened.special().begin, opened.special().end), (Some(1), Some(2)));
+    let mut attachments = Attachments::default();
+    opened.attach(&mut attachments, TOKENIZER_FILE)?;
+    let again = TextTokenizer::attached(&attachments, TOKENIZER_FILE)?.expect("it was attached");
+    assert_eq!(again.special(), opened.special());
     Ok(())
 }
 

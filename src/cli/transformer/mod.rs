@@ -71,6 +71,7 @@ pub const PRESETS: &[Preset] = presets![
     "seq2seq-finetune",
     "gpt-shakespeare-mini",
     "gpt-tinyshakespeare",
+    "llama-tinyshakespeare",
     "lm-finetune",
 ];
 

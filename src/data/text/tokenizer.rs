@@ -215,12 +215,28 @@ impl TextTokenizer {
     /// The file cannot be read, or is no tokenizer.
     pub fn attached(attachments: &Attachments, name: &str) -> Result<Option<Self>> {
         let Some(text) = attachments.text(name)? else { return Ok(None) };
-        Self::of(parsed(text.as_bytes(), &attachments.place(name))?, &Settings::default()).map(Some)
+        let mut settings = Settings::default();
+        let special = special_tokens_of(name);
+        if let Some(text) = attachments.text(&special)? {
+            settings.files.push(crate::recipe::parse(&text, &attachments.place(&special))?);
+        }
+        Self::of(parsed(text.as_bytes(), &attachments.place(name))?, &settings).map(Some)
     }
 
-    /// Attaches the tokenizer to a recipe under a name.
+    /// Attaches the tokenizer to a recipe under a name; beside it the names of its special tokens, where they are not the usual ones, which its own
+    /// file does not tell.
     pub fn attach(&self, attachments: &mut Attachments, name: &str) -> Result<()> {
-        attachments.add(name, self.to_json()? + "\n");
+        let text = self.to_json()? + "\n";
+        if Self::of(parsed(text.as_bytes(), name)?, &Settings::default())?.special != self.special {
+            let SpecialTokens { pad, unknown, class, separator, mask, begin, end } = self.special;
+            let named: serde_json::Map<String, Value> = SPECIAL
+                .iter()
+                .zip([pad, unknown, class, separator, mask, begin, end])
+                .filter_map(|((key, _), id)| Some(((*key).to_owned(), json!(self.token(id?)?))))
+                .collect();
+            attachments.add(&special_tokens_of(name), format!("{:#}\n", Value::Object(named)));
+        }
+        attachments.add(name, text);
         Ok(())
     }
 
@@ -731,6 +747,11 @@ impl Direct {
         }
         Ok(())
     }
+}
+
+/// The file with the names of the special tokens of a tokenizer's file.
+fn special_tokens_of(name: &str) -> String {
+    name.replace("tokenizer", "special_tokens")
 }
 
 /// `special_tokens_map.json` over `tokenizer_config.json`.
