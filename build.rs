@@ -69,6 +69,14 @@ fn compile_shim(include_folder: &Path) -> Result<(), String> {
     compiler.cpp(true).std("c++20").pic(true).warnings(true).extra_warnings(true).files(&sources);
     // torch-sys defines it too; both sides must agree on std::string's layout.
     compiler.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
+    // What libtorch's own headers include of gloo, whose headers are not distributed with it.
+    compiler.include(format!("{SOURCES}/declarations"));
+    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        compiler.define("TCH_SUITE_NCCL", None);
+        for folder in nccl_folders(include_folder)? {
+            compiler.flag("-isystem").flag(folder);
+        }
+    }
     for folder in [include_folder.to_path_buf(), include_folder.join("torch/csrc/api/include")] {
         // As system headers, so that their warnings are not ours.
         compiler.flag("-isystem").flag(folder);
@@ -76,6 +84,30 @@ fn compile_shim(include_folder: &Path) -> Result<(), String> {
     compiler.try_compile("tch_suite_native").map_err(|error| {
         format!("the C++ shim in {SOURCES} does not compile (a C++20 compiler is needed; run with -vv to see its messages): {error}")
     })
+}
+
+/// The headers that NCCL's process group needs besides libtorch's: CUDA's and NCCL's own, which lie beside libtorch where it comes from Python's packages,
+/// else where CUDA_HOME and NCCL_HOME say.
+fn nccl_folders(include_folder: &Path) -> Result<Vec<PathBuf>, String> {
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    println!("cargo::rerun-if-env-changed=NCCL_HOME");
+    let packages = fs::canonicalize(include_folder)
+        .ok()
+        .and_then(|folder| Some(folder.parent()?.parent()?.join("nvidia")));
+    let home = |variable: &str| env::var_os(variable).map(|home| PathBuf::from(home).join("include"));
+    let candidates = |own: Option<PathBuf>, package: &str, usual: &str| -> Vec<PathBuf> {
+        let package = packages.as_ref().map(|packages| packages.join(package).join("include"));
+        own.into_iter().chain(package).chain([PathBuf::from(usual)]).collect()
+    };
+    let find = |folders: Vec<PathBuf>, header: &str, what: &str| {
+        folders.into_iter().find(|folder| folder.join(header).is_file()).ok_or_else(|| {
+            format!("the feature nccl needs the headers of {what} ({header}): run scripts/setup.sh --cuda, or set CUDA_HOME and NCCL_HOME to where they are")
+        })
+    };
+    let cuda =
+        find(candidates(home("CUDA_HOME"), "cu13", "/usr/local/cuda/include"), "cuda_runtime_api.h", "CUDA")?;
+    let nccl = find(candidates(home("NCCL_HOME"), "nccl", "/usr/include"), "nccl.h", "NCCL")?;
+    Ok(vec![cuda, nccl])
 }
 
 /// Link arguments of this package's programs, tests and examples: torch-sys's own do not reach them.

@@ -30,8 +30,8 @@ all       each of them
 DATA_FOLDER holds sst2/, multi30k/ and pretrained/minilm-l6-h384/. PYTHON is one with the packages of benches/pytorch/requirements.txt, and
 with peft for the adapters, which are left out without it; without PYTHON an environment is made in target/python.
 
-THREADS in the environment sets the threads of the trainings (default: all cores). Runs are made in a temporary folder and removed, unless something
-failed.
+In the environment: THREADS, the threads of the trainings (default: all cores); FLAGS, further arguments of the trainings (as --precision bf16). Runs
+are made in a temporary folder and removed, unless something failed.
 
 Exit status: 0 all holds, 1 something does not, 2 wrong usage or something is missing.
 END
@@ -53,11 +53,11 @@ build_program transformer
 
 work=$(mktemp -d)
 trap '[[ $? == 0 ]] && rm -rf "$work" || say "what was made is in $work."' EXIT
-program=$binaries/transformer
+transformer=$binaries/transformer
 minilm=$data/pretrained/minilm-l6-h384
-threads=()
+read -ra further <<<"${FLAGS:-}"
 if [[ -n ${THREADS:-} ]]; then
-    threads=(--threads "$THREADS")
+    further+=(--threads "$THREADS")
 fi
 
 # require_metric RUN PART METRIC LEAST: a metric of summary.json.
@@ -71,29 +71,29 @@ sys.exit(value < float(least))
 END
 }
 
-sst2=(--init-from "$minilm" --validation "$data/sst2/dev.tsv" "${threads[@]}")
+sst2=(--init-from "$minilm" --validation "$data/sst2/dev.tsv" ${further[@]+"${further[@]}"})
 
 quick() {
     say "SST-2, 6,920 sentences."
-    "$program" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train_6920.tsv" --out "$work/quick"
+    "$transformer" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train_6920.tsv" --out "$work/quick"
     require_metric "$work/quick" best accuracy "$required_quick"
-    "$program" export "$work/quick" --format hf --out "$work/quick-hf"
-    "$program" export "$work/quick" --format torchscript --out "$work/quick.pt"
-    "$program" predict "$work/quick" "$data/sst2/dev.tsv" --format jsonl >"$work/quick.jsonl"
+    "$transformer" export "$work/quick" --format hf --out "$work/quick-hf"
+    "$transformer" export "$work/quick" --format torchscript --out "$work/quick.pt"
+    "$transformer" predict "$work/quick" "$data/sst2/dev.tsv" --format jsonl >"$work/quick.jsonl"
     check=("$python" "$repository/scripts/references/check_transformer_export.py")
     "${check[@]}" "$work/quick-hf" --torchscript "$work/quick.pt" --predictions "$work/quick.jsonl"
-    "$program" eval "$work/quick-hf" --data "$data/sst2/dev.tsv" --format json >"$work/again.json"
+    "$transformer" eval "$work/quick-hf" --data "$data/sst2/dev.tsv" --format json >"$work/again.json"
     "$python" - "$work/quick/summary.json" "$work/again.json" <<'END' || fail "the exported folder has another accuracy."
 import json, sys
 ours, again = (json.load(open(path)) for path in sys.argv[1:])
 sys.exit(abs(ours["best"]["accuracy"] - again["metrics"]["accuracy"]) > 1e-9)
 END
     say "adapters."
-    "$program" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train_6920.tsv" --out "$work/lora" \
+    "$transformer" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train_6920.tsv" --out "$work/lora" \
         --lora-rank 8 --lr 0.0005 --epochs 1
     require_metric "$work/lora" best accuracy 0.80
-    "$program" export "$work/lora" --format hf --out "$work/lora-hf"
-    "$program" export "$work/lora" --format peft --out "$work/lora-peft"
+    "$transformer" export "$work/lora" --format hf --out "$work/lora-hf"
+    "$transformer" export "$work/lora" --format peft --out "$work/lora-peft"
     if "$python" -c 'import peft' 2>/dev/null; then
         "${check[@]}" "$work/lora-hf" --peft "$work/lora-peft" --base "$minilm"
     else
@@ -103,15 +103,15 @@ END
 
 full() {
     say "SST-2, 67,349 phrases."
-    "$program" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train.tsv" --out "$work/full"
+    "$transformer" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train.tsv" --out "$work/full"
     require_metric "$work/full" best accuracy "$required_full"
 }
 
 pretrain() {
     say "pretraining on Multi30k's English sentences."
-    "$program" train --quiet --recipe bert-mini-mlm "${threads[@]}" --data "$data/multi30k/train.en" \
+    "$transformer" train --quiet --recipe bert-mini-mlm ${further[@]+"${further[@]}"} --data "$data/multi30k/train.en" \
         --validation "$data/multi30k/val.en" --line-by-line --epochs "${EPOCHS:-12}" --out "$work/mlm"
-    "$python" "$repository/scripts/references/check_pretraining.py" "$program" "$work/mlm" "$data/multi30k/val.en" \
+    "$python" "$repository/scripts/references/check_pretraining.py" "$transformer" "$work/mlm" "$data/multi30k/val.en" \
         --gain "$required_gain" --filled "$required_filled"
 }
 

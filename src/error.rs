@@ -40,6 +40,18 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// Another process of a training failed, is gone, or does not answer: nothing is wrong with this one.
+#[derive(Debug)]
+pub struct PeerFailed(pub String);
+
+impl fmt::Display for PeerFailed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PeerFailed {}
+
 /// Makes an [`anyhow::Error`] that blames the input.
 #[macro_export]
 macro_rules! bad_input {
@@ -58,14 +70,18 @@ macro_rules! bail_input {
 
 /// The exit code an error stands for.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let code = if error.chain().any(|cause| cause.is::<Interrupted>()) {
+    ExitCode::from(exit_status(error))
+}
+
+/// The same as a number.
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Interrupted>()) {
         EXIT_INTERRUPTED
     } else if error.chain().any(|cause| cause.is::<BadInput>()) {
         EXIT_BAD_INPUT
     } else {
         EXIT_FAILED
-    };
-    ExitCode::from(code)
+    }
 }
 
 /// The whole chain of an error as one line: contexts first, causes behind colons, C++ backtraces cut off.

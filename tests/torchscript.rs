@@ -396,6 +396,42 @@ fn files_are_converted_and_timed() {
     stdout(&["run", &path("frozen.pt"), "--input", &input, "--check", &expected]);
     let told = stdout(&["info", &path("frozen.pt")]);
     assert!(told.contains("no: it is frozen"), "{told}");
+    stdout(&["convert", &module, "--to", "torchscript", "--int8", "--out", &path("int8.pt")]);
+    stdout(&[
+        "run",
+        &path("int8.pt"),
+        "--input",
+        &input,
+        "--check",
+        &expected,
+        "--rtol",
+        "0.02",
+        "--atol",
+        "0.02",
+    ]);
+    let stored = stdout(&["info", &path("int8.pt"), "--code", "forward"]);
+    assert!(stored.contains("linear_dynamic"), "{stored}");
+    refuses(
+        &["convert", &path("int8.pt"), "--to", "safetensors", "--out", &path("int8.safetensors")],
+        &["holds quantised tensors"],
+    );
+    let convolutions = path("convolutions.pt");
+    refuses(
+        &["convert", &path("frozen.pt"), "--to", "safetensors", "--int8", "--out", &convolutions],
+        &["--int8 go with --to torchscript"],
+    );
+    refuses(
+        &[
+            "convert",
+            &fixture("torchscript/stateful.pt"),
+            "--to",
+            "torchscript",
+            "--int8",
+            "--out",
+            &convolutions,
+        ],
+        &["no linear layer"],
+    );
     stdout(&["convert", &module, "--to", "torchscript", "--dtype", "fp64", "--out", &path("double.pt")]);
     let result = stdout(&["run", &path("double.pt"), "--input", "x=zeros:float64:1x1x16x16"]);
     assert!(result.contains("double"), "{result}");

@@ -207,7 +207,7 @@ impl<T: Task> Work for Training<T> {
     }
 
     fn value(&mut self) -> Result<f64> {
-        let means = self.stepper.totals.means()?;
+        let means = self.stepper.totals.means(&mut SingleProcess)?;
         self.stepper.totals.clear();
         means.get("loss").copied().context("the trainer has summed no loss")
     }

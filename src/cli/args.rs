@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::data::image_dataset::Views;
+use crate::distributed::rendezvous::GroupArgs;
 use crate::tasks::explanation::Method;
 use crate::training::precision::Precision;
 
@@ -145,6 +146,14 @@ pub struct TrainArgs {
     /// Only deterministic kernels on CUDA
     #[arg(long)]
     pub deterministic: bool,
+    /// Batch normalisation over the batches of all processes
+    #[arg(long)]
+    pub sync_batch_norm: bool,
+    /// Continue the run of --out where it exists, else begin it: for jobs that a cluster starts again
+    #[arg(long, requires = "out")]
+    pub auto_resume: bool,
+    #[command(flatten)]
+    pub group: GroupArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Set any key of the recipe, as in training.optimizer.momentum=0.9; may be repeated
@@ -176,7 +185,7 @@ pub struct DeviceArgs {
     /// Threads of libtorch's kernels [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// auto, fp32, bf16 or fp16
+    /// auto, fp32, bf16, fp16 or fp64
     #[arg(long, value_name = "NAME")]
     pub precision: Option<Precision>,
 }
@@ -267,6 +276,8 @@ pub struct EvalArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t = EvalFormat::Table)]
     pub format: EvalFormat,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// A part of a data set.
@@ -448,6 +459,7 @@ impl TrainArgs {
         put(&mut list, "data.val_fraction", &self.val_fraction);
         put(&mut list, "training.workers", &self.workers);
         put(&mut list, "training.deterministic", &self.deterministic.then_some(true));
+        put(&mut list, "training.distributed.sync_batch_norm", &self.sync_batch_norm.then_some(true));
         put(&mut list, "data.skip_bad", &self.skip_bad.then_some(true));
         self.device.settings(&mut list);
         list

@@ -1,5 +1,6 @@
 //! `eval`: metrics of a run on one part of its data.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -9,18 +10,27 @@ use super::args::{EvalArgs, EvalFormat, Part};
 use super::family::{Family, FamilyRecipe};
 use super::print;
 use super::session::Session;
-use crate::data::Splits;
+use crate::data::fingerprint::DataFingerprint;
 use crate::data::image_dataset::Views;
-use crate::distributed::SingleProcess;
+use crate::data::{Dataset, Splits};
+use crate::distributed::agreement::Agreement;
+use crate::distributed::health::{Meeting, with_processes};
+use crate::distributed::{Broadcast, Reducer, SingleProcess};
 use crate::recipe;
 use crate::reporting::{self, Log, Verbosity};
+use crate::tasks::Task;
 use crate::training::evaluate::{EvaluationSettings, evaluate};
 use crate::training::signals::Interrupt;
 use crate::{bad_input, bail_input};
 
-/// Runs the verb.
+/// Runs the verb, on several processes where flags or environment say so.
 pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
-    let mut session = Session::<F>::open(&arguments.run)?;
+    with_processes(&arguments.group, |meeting| evaluate_among::<F>(arguments, meeting))
+}
+
+fn evaluate_among<F: Family>(arguments: &EvalArgs, meeting: Option<&Rc<Meeting>>) -> Result<()> {
+    let place = meeting.map(|meeting| meeting.rendezvous());
+    let mut session = Session::<F>::open_among(&arguments.run, place)?;
     if let Some(data) = &arguments.data {
         let mut value = serde_json::to_value(&session.recipe)?;
         for (key, setting) in F::evaluation_settings(data) {
@@ -33,12 +43,41 @@ pub fn run<F: Family>(arguments: &EvalArgs) -> Result<()> {
         bail_input!("weights without a run come without data: give --data");
     }
     F::validate(&session.recipe)?;
-    let log = Log::new(Verbosity::from_flags(false, arguments.format == EvalFormat::Json));
+    let log = Log::new(match meeting.is_none_or(|meeting| meeting.is_first()) {
+        true => Verbosity::from_flags(false, arguments.format == EvalFormat::Json),
+        false => Verbosity::Silent,
+    });
     let mut recipe = session.recipe.clone();
     let splits = F::open(&mut recipe, &log)?;
     let Session { task, origin, step, .. } = session;
+    let mut reducer: Box<dyn Reducer> = Box::new(SingleProcess);
+    if let Some(meeting) = meeting {
+        agree(meeting, &splits, &task, step)?;
+        reducer = Box::new(meeting.connect(task.parameters().device(), &recipe.training.distributed)?);
+        // Each has read the weights by itself; this makes sure that they are the same.
+        reducer.broadcast(task.parameters(), Broadcast::Everything)?;
+    }
     let evaluated = Evaluated { recipe: &recipe, splits, task, origin: &origin, step };
-    report::<F>(evaluated, arguments.split, arguments.tta, arguments.format, &log)
+    report::<F>(evaluated, arguments.split, arguments.tta, arguments.format, &log, reducer.as_mut())?;
+    reducer.close()
+}
+
+/// Makes sure that all processes are about to judge the same model on the same data.
+fn agree<D: Dataset, T: Task>(
+    meeting: &Meeting,
+    splits: &Splits<Arc<D>>,
+    task: &T,
+    step: Option<u64>,
+) -> Result<()> {
+    let mut agreement = Agreement::default();
+    agreement.add("the program", json!(env!("CARGO_PKG_VERSION")));
+    agreement.add("the data", json!(DataFingerprint::of(splits)?));
+    agreement.add("the number of test samples", json!(splits.test.as_ref().map(|test| test.len())));
+    agreement.add("the step of the checkpoint", json!(step));
+    let shapes = task.parameters().entries().into_iter();
+    let shapes = shapes.map(|entry| (entry.name, json!(entry.tensor.size()))).collect();
+    agreement.add("the model", serde_json::Value::Object(shapes));
+    agreement.check(meeting)
 }
 
 /// A model with the data that it is judged on.
@@ -62,6 +101,7 @@ pub(super) fn report<F: Family>(
     views: Views,
     format: EvalFormat,
     log: &Log,
+    reducer: &mut dyn Reducer,
 ) -> Result<()> {
     let Evaluated { recipe, splits, mut task, origin, step } = evaluated;
     let (part, data) = match split {
@@ -80,9 +120,12 @@ pub(super) fn report<F: Family>(
 
     let bar = log.progress(&name, 0, None);
     let settings = EvaluationSettings::of(&recipe.training);
-    let evaluation = evaluate(&mut task, &data, settings, &mut SingleProcess, &Interrupt::default(), &bar)?;
+    let evaluation = evaluate(&mut task, &data, settings, reducer, &Interrupt::default(), &bar)?;
     drop(bar);
     let Some(evaluation) = evaluation else { bail_input!("interrupted") };
+    if reducer.rank() > 0 {
+        return Ok(());
+    }
     match format {
         EvalFormat::Json => print(&serde_json::to_string_pretty(&json!({
             "split": name,

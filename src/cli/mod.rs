@@ -41,6 +41,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Command, FromArgMatches};
 
 use crate::data::loader::panic_message;
+use crate::distributed::launcher;
 use crate::error::{exit_code, one_sentence};
 use crate::native::system;
 
@@ -59,6 +60,8 @@ pub fn main<C: clap::CommandFactory + FromArgMatches, F: Family>(
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // The launcher of several processes says it for all.
+        Err(error) if launcher::note_failure(&error) => exit_code(&error),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{}: {}", F::NAME, one_sentence(&error));
             exit_code(&error)

@@ -9,6 +9,7 @@ use tch::Device;
 use super::args::{ModelArgs, TrainArgs};
 use super::calibrate::Calibration;
 use super::family::{Family, FamilyRecipe};
+use crate::distributed::rendezvous::Rendezvous;
 use crate::models::Parameters;
 use crate::native::{random, system};
 use crate::recipe::{self, Attachments, differences};
@@ -16,6 +17,7 @@ use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
 use crate::training::checkpoint::{Environment, load_mean_weights, load_weights};
 use crate::training::config::{MAY_CHANGE_ON_RESUME, TrainingConfig};
+use crate::training::precision::Precision;
 use crate::training::run::{find_checkpoints, read_recipe, step_of};
 use crate::weights;
 use crate::{bad_input, bail_input, files};
@@ -90,7 +92,20 @@ fn typed<F: Family>(value: Value, origin: &str) -> Result<FamilyRecipe<F>> {
 
 /// Decides what `auto` stands for, applies the global settings, and returns the device.
 pub fn prepare(config: &mut TrainingConfig) -> Result<Device> {
-    let device = parse_device(&config.device)?;
+    prepare_among(config, None)
+}
+
+/// The same for one of several processes, of which each has a share of the machine: the CUDA device of its number, its part of the cores.
+pub fn prepare_among(config: &mut TrainingConfig, place: Option<&Rendezvous>) -> Result<Device> {
+    let name = match (config.device.as_str(), place) {
+        // The number of the run's device was that of the first process.
+        (device, Some(place)) if device.starts_with("cuda") => format!("cuda:{}", place.local_rank),
+        ("auto", Some(place)) if tch::Cuda::is_available() => format!("cuda:{}", place.local_rank),
+        (device, _) => device.to_owned(),
+    };
+    let device = parse_device(&name)?;
+    config.distributed.processes =
+        Some(config.distributed.processes.unwrap_or(place.map_or(1, |place| place.size)));
     config.device = match device {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(number) => format!("cuda:{number}"),
@@ -99,7 +114,10 @@ pub fn prepare(config: &mut TrainingConfig) -> Result<Device> {
     };
     let threads = match config.threads {
         Some(threads) => threads,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
+        None => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            (cores / place.map_or(1, |place| place.local_size)).max(1)
+        }
     };
     config.threads = Some(threads);
     tch::set_num_threads(
@@ -152,7 +170,7 @@ pub fn parse_device(name: &str) -> Result<Device> {
 }
 
 /// What results depend on besides the recipe.
-pub fn environment(config: &TrainingConfig) -> Result<Environment> {
+pub fn environment(config: &TrainingConfig, processes: usize) -> Result<Environment> {
     let facts = system::facts()?;
     Ok(Environment {
         suite: env!("CARGO_PKG_VERSION").to_owned(),
@@ -160,12 +178,17 @@ pub fn environment(config: &TrainingConfig) -> Result<Environment> {
         processor: facts.cpu_capability,
         device: config.device.clone(),
         threads: config.threads.unwrap_or(1),
+        processes,
     })
 }
 
 /// Makes the model of a recipe: seeded, so that the weights are those of PyTorch under the same seed, then, for a `fresh` run, overwritten
 /// by `init_from`.
 pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool, log: &Log) -> Result<F::Task> {
+    let doubles = recipe.training.precision == Precision::Fp64;
+    if doubles && device == Device::Mps {
+        bail_input!("--precision fp64: Apple's GPUs have no double precision; take --device cpu");
+    }
     random::manual_seed(recipe.training.seed)?;
     // What comes from a checkpoint needs no draws.
     let parameters = if fresh { Parameters::new(device) } else { Parameters::undrawn(device) };
@@ -175,6 +198,9 @@ pub fn build<F: Family>(recipe: &FamilyRecipe<F>, device: Device, fresh: bool, l
         for note in F::load(&task, source, recipe.training.init_strict)?.notes {
             log.warning(note);
         }
+    }
+    if doubles {
+        task.parameters().make_double()?;
     }
     task.parameters().freeze(&recipe.training.freeze)?;
     recipe.training.fine_tune.apply(task.parameters(), task.head_name())?;
@@ -196,12 +222,17 @@ pub struct Session<F: Family> {
 impl<F: Family> Session<F> {
     /// Loads a checkpoint of a run, or an architecture with weights from elsewhere.
     pub fn open(arguments: &ModelArgs) -> Result<Self> {
+        Self::open_among(arguments, None)
+    }
+
+    /// The same in one of several processes.
+    pub fn open_among(arguments: &ModelArgs, place: Option<&Rendezvous>) -> Result<Self> {
         match (&arguments.run, &arguments.weights.model, &arguments.weights.init_from) {
             (Some(run), None, _) if run.join("recipe.json").is_file() || !is_elsewhere(run) => {
-                Self::of_run(run, arguments)
+                Self::of_run(run, arguments, place)
             }
-            (Some(folder), None, _) => Self::of_folder(folder, arguments),
-            (None, Some(name), Some(source)) => Self::of_weights(name, source, arguments),
+            (Some(folder), None, _) => Self::of_folder(folder, arguments, place),
+            (None, Some(name), Some(source)) => Self::of_weights(name, source, arguments, place),
             (Some(run), Some(_), _) => {
                 bail_input!("{} and --model: give a run, or an architecture with --init-from", run.display())
             }
@@ -209,15 +240,18 @@ impl<F: Family> Session<F> {
         }
     }
 
-    fn of_run(run: &Path, arguments: &ModelArgs) -> Result<Self> {
+    fn of_run(run: &Path, arguments: &ModelArgs, place: Option<&Rendezvous>) -> Result<Self> {
         let mut recipe = trained_recipe::<F>(run)?;
         // The run's own device may not exist here; its precision still says how it is meant to be computed.
         recipe.training.device = "auto".to_owned();
         let origin = format!("the recipe of {}", run.display());
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        let device = prepare(&mut recipe.training)?;
+        let device = prepare_among(&mut recipe.training, place)?;
         let parameters = Parameters::undrawn(device).with_lora(recipe.training.fine_tune.lora.clone());
         let mut task = F::build(&recipe, parameters)?;
+        if recipe.training.precision == Precision::Fp64 {
+            task.parameters().make_double()?;
+        }
         let checkpoints = find_checkpoints(run, arguments.checkpoint.as_deref())?;
         let steps = checkpoints.iter().map(|folder| step_of(folder)).collect::<Result<Vec<_>>>()?;
         let listed = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -240,11 +274,11 @@ impl<F: Family> Session<F> {
         Ok(Self { recipe, task, origin, step })
     }
 
-    fn of_folder(folder: &Path, arguments: &ModelArgs) -> Result<Self> {
+    fn of_folder(folder: &Path, arguments: &ModelArgs, place: Option<&Rendezvous>) -> Result<Self> {
         let recipe = F::recipe_of_folder(folder)?;
         let origin = folder.display().to_string();
         let mut recipe = with_arguments::<F>(&recipe, arguments, &origin)?;
-        let device = prepare(&mut recipe.training)?;
+        let device = prepare_among(&mut recipe.training, place)?;
         let task = F::build(&recipe, Parameters::undrawn(device))?;
         let weights::Loaded { report, notes } = F::load(&task, folder, arguments.weights.strict)?;
         // A head that was never trained would answer at random.
@@ -258,12 +292,17 @@ impl<F: Family> Session<F> {
         Ok(Self { recipe, task, origin, step: None })
     }
 
-    fn of_weights(name: &str, source: &Path, arguments: &ModelArgs) -> Result<Self> {
+    fn of_weights(
+        name: &str,
+        source: &Path,
+        arguments: &ModelArgs,
+        place: Option<&Rendezvous>,
+    ) -> Result<Self> {
         let weights = weights::open(source)?;
         let classes = arguments.weights.classes.as_deref().map(read_classes).transpose()?;
         let recipe = F::recipe_of_weights(name, &weights, classes, &arguments.weights.set)?;
         let mut recipe = with_arguments::<F>(&recipe, arguments, "the recipe of --model")?;
-        let device = prepare(&mut recipe.training)?;
+        let device = prepare_among(&mut recipe.training, place)?;
         let task = F::build(&recipe, Parameters::undrawn(device))?;
         let weights::Loaded { report, notes } =
             weights::load_opened(task.parameters(), &weights, arguments.weights.strict)?;

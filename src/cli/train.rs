@@ -1,16 +1,20 @@
 //! `train`: from arguments to a run folder with its summary and report.
 
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::TrainArgs;
 use super::family::{Family, FamilyRecipe};
 use super::{print, session};
 use crate::data::fingerprint::DataFingerprint;
 use crate::data::{Dataset, Splits};
-use crate::distributed::SingleProcess;
+use crate::distributed::agreement::Agreement;
+use crate::distributed::health::{Meeting, with_processes};
+use crate::distributed::{Broadcast, Reducer, SingleProcess, launcher};
 use crate::error::Interrupted;
 use crate::files;
 use crate::native::system;
@@ -25,57 +29,91 @@ use crate::training::run::{RunFolder, find_checkpoint};
 use crate::training::signals::Interrupt;
 use crate::training::trainer::{self, Finished, Training, train};
 
-/// Runs the verb.
+/// Runs the verb, on several processes where flags or environment say so.
 pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
+    // What is only looked at needs no company.
+    if arguments.dry_run {
+        return train_among::<F>(arguments, None);
+    }
+    with_processes(&arguments.group, |meeting| train_among::<F>(arguments, meeting))
+}
+
+fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Rc<Meeting>>) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    let log = Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress));
-    let mut recipe = match &arguments.resume {
+    let is_first = meeting.is_none_or(|meeting| meeting.is_first());
+    let log = match is_first {
+        true => Log::new(Verbosity::from_flags(arguments.quiet, arguments.no_progress)),
+        false => Log::new(Verbosity::Silent),
+    };
+    let resume = match &arguments.resume {
+        Some(run) => Some(run.clone()),
+        None => run_to_go_on_with(arguments)?,
+    };
+    let mut recipe = match &resume {
         Some(run) => session::resumed_recipe::<F>(run, arguments, &log)?,
         None => session::new_recipe::<F>(arguments)?,
     };
-    let device = session::prepare(&mut recipe.training)?;
+    let place = meeting.map(|meeting| meeting.rendezvous());
+    let device = session::prepare_among(&mut recipe.training, place)?;
     let data = F::open(&mut recipe, &log)?;
     if arguments.dry_run {
         return print(&serde_json::to_string_pretty(&recipe)?);
     }
     // A run that goes on takes its weights from its checkpoint: what it began with may be gone.
-    let fresh = match &arguments.resume {
+    let fresh = match &resume {
         Some(path) => find_checkpoint(path, Some("last")).is_err(),
         None => true,
     };
     let mut task = session::build::<F>(&recipe, device, fresh, &log)?;
     trainer::check(&task, &data, &recipe.training)?;
-
     let fingerprint = DataFingerprint::of(&data)?;
-    let folder = match &arguments.resume {
-        Some(path) => {
-            let folder = RunFolder::open(path)?;
-            folder.require_data(&fingerprint)?;
-            folder
-        }
-        None => {
-            let path = arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name));
-            RunFolder::create(&path)?
-        }
-    };
-    recipe.attachments.write(folder.path())?;
-    folder.write_recipe(&serde_json::to_value(&recipe)?)?;
-    log.attach(&folder.file("log.txt"))?;
-    log.info(introduction::<F>(&recipe, &data, &task));
+    let mut reducer: Box<dyn Reducer> = Box::new(SingleProcess);
+    if let Some(meeting) = meeting {
+        agree::<F>(meeting, &recipe, &data, &fingerprint, &task, resume.as_deref())?;
+        reducer = Box::new(meeting.connect(device, &recipe.training.distributed)?);
+    }
+
+    // The first process makes or opens the folder and tells the others where it is.
+    let folder = is_first
+        .then(|| match &resume {
+            Some(path) => {
+                let folder = RunFolder::open(path)?;
+                folder.require_data(&fingerprint)?;
+                Ok(folder)
+            }
+            None => {
+                let path = arguments.out.clone().unwrap_or_else(|| RunFolder::default_path(&recipe.name));
+                RunFolder::create(&path)
+            }
+        })
+        .transpose()?;
+    let path = folder.as_ref().map_or("", |folder| folder.path().to_str().unwrap_or_default());
+    let path = reducer.gather_texts(path.to_owned())?.swap_remove(0);
+    let folder = folder.unwrap_or_else(|| RunFolder::follow(Path::new(&path)));
+    if is_first {
+        launcher::note_run(folder.path())?;
+        recipe.attachments.write(folder.path())?;
+        folder.write_recipe(&serde_json::to_value(&recipe)?)?;
+        log.attach(&folder.file("log.txt"))?;
+    } else if folder.path().is_dir() {
+        // On another machine the folder may not be there: then nobody reads what this process says.
+        log.attach(&folder.file(&format!("log-rank-{}.txt", reducer.rank())))?;
+    }
+    log.info(introduction::<F>(&recipe, &data, &task, reducer.world_size()));
     let Some(data) = F::prepare_data(&recipe, &mut task, data, &log, &interrupt)? else {
         return Err(anyhow!(Interrupted(format!(
             "interrupted before the first step: begin with --resume {}",
             folder.path().display()
         ))));
     };
-    let environment = session::environment(&recipe.training)?;
+    let environment = session::environment(&recipe.training, reducer.world_size())?;
     let finished = train(Training {
         task: &mut task,
         data: &data,
         config: &recipe.training,
         run: &folder,
         log: &log,
-        reducer: &mut SingleProcess,
+        reducer: reducer.as_mut(),
         interrupt: &interrupt,
         environment: environment.clone(),
         fingerprint,
@@ -86,17 +124,68 @@ pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
         task,
         finished,
         environment,
-    )
+        reducer.as_mut(),
+    )?;
+    reducer.close()
+}
+
+/// The run that goes on without being asked for by name: because a process failed, or because it may (`--auto-resume`).
+fn run_to_go_on_with(arguments: &TrainArgs) -> Result<Option<PathBuf>> {
+    let began = |run: &PathBuf| run.join("recipe.json").is_file();
+    let failed = launcher::run_to_continue(arguments.out.as_deref())?;
+    let wanted = arguments.out.clone().filter(|_| arguments.auto_resume);
+    Ok(failed.or(wanted).filter(began))
+}
+
+/// Makes sure that all processes are about to train the same model in the same way on the same data.
+fn agree<F: Family>(
+    meeting: &Meeting,
+    recipe: &FamilyRecipe<F>,
+    data: &Splits<Arc<F::Dataset>>,
+    fingerprint: &DataFingerprint,
+    task: &F::Task,
+    resume: Option<&Path>,
+) -> Result<()> {
+    let mut agreement = Agreement::default();
+    agreement.add("the program", json!(env!("CARGO_PKG_VERSION")));
+    agreement.add("libtorch", json!(system::facts()?.libtorch_version));
+    let mut value = serde_json::to_value(recipe)?;
+    // Where and how each process computes is its own affair.
+    if let Some(training) = value["training"].as_object_mut() {
+        for key in ["device", "threads", "workers"] {
+            training.remove(key);
+        }
+    }
+    agreement.add("the recipe", value);
+    agreement.add("the data", json!(fingerprint));
+    agreement.add("the number of test samples", json!(data.test.as_ref().map(|test| test.len())));
+    let shapes = task.parameters().entries().into_iter().map(|entry| {
+        let learns = if entry.tensor.requires_grad() { ", trained" } else { "" };
+        (entry.name, json!(format!("{:?} {:?}{learns}", entry.tensor.kind(), entry.tensor.size())))
+    });
+    agreement.add("the model", Value::Object(shapes.collect()));
+    let step = match resume.map(|run| find_checkpoint(run, Some("last"))) {
+        Some(Ok(checkpoint)) => Some(read_progress(&checkpoint)?.step),
+        _ => None,
+    };
+    agreement
+        .add("the step of the checkpoint (--resume needs a folder that all machines share)", json!(step));
+    agreement.check(meeting)
 }
 
 fn introduction<F: Family>(
     recipe: &FamilyRecipe<F>,
     data: &Splits<Arc<F::Dataset>>,
     task: &F::Task,
+    processes: usize,
 ) -> String {
     let count = |part: &Option<Arc<F::Dataset>>| part.as_ref().map_or(0, |part| part.len()) as u64;
+    let company = match processes {
+        1 => String::new(),
+        processes => format!(", {processes} processes"),
+    };
     format!(
-        "{}: {} parameters; {} training, {} validation and {} test samples; {} in {} on {} threads",
+        "{}: {} parameters; {} training, {} validation and {} test samples; {} in {} on {} threads{company}",
         recipe.name,
         reporting::format::count(task.parameters().count() as u64),
         reporting::format::count(data.train.len() as u64),
@@ -125,10 +214,16 @@ fn conclude<F: Family>(
     mut task: F::Task,
     finished: Finished,
     environment: Environment,
+    reducer: &mut dyn Reducer,
 ) -> Result<()> {
-    let checkpoint = find_checkpoint(of.folder.path(), None)?;
-    load_weights(&checkpoint, task.parameters())?;
-    let trained = read_progress(&checkpoint)?;
+    let mut step = 0;
+    if reducer.rank() == 0 {
+        let checkpoint = find_checkpoint(of.folder.path(), None)?;
+        load_weights(&checkpoint, task.parameters())?;
+        step = read_progress(&checkpoint)?.step;
+    }
+    // The others may be on machines that do not see the folder.
+    reducer.broadcast(task.parameters(), Broadcast::Everything)?;
     let epoch_of = |step: u64| match (finished.progress.step, finished.progress.latest.as_ref()) {
         (_, Some(latest)) if latest.step > 0 => latest.epoch * step as f64 / latest.step as f64,
         _ => finished.progress.epoch as f64,
@@ -143,7 +238,7 @@ fn conclude<F: Family>(
     let mut looked_at = None;
     if let Some((title, data)) = last_look {
         let bar = of.log.progress(title, 0, Some(data.len().div_ceil(settings.batch_size) as u64));
-        let evaluation = evaluate(&mut task, data, settings, &mut SingleProcess, of.interrupt, &bar)?;
+        let evaluation = evaluate(&mut task, data, settings, reducer, of.interrupt, &bar)?;
         let Some(evaluation) = evaluation else {
             return Err(anyhow!(Interrupted(format!(
                 "interrupted after the last step, before the {title}: finish with --resume {}",
@@ -152,10 +247,13 @@ fn conclude<F: Family>(
         };
         looked_at = Some((data, evaluation));
     }
+    if reducer.rank() > 0 {
+        return Ok(());
+    }
 
     let test = of.data.test.as_ref().and(looked_at.as_ref()).map(|(_, evaluation)| Scores {
-        step: trained.step,
-        epoch: epoch_of(trained.step),
+        step,
+        epoch: epoch_of(step),
         metrics: evaluation.metrics.clone(),
     });
     if let Some(test) = &test {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::order::{EpochPlan, Sampler};
+use super::order::{EpochPlan, Part, Sampler};
 use super::{Dataset, Draw};
 
 /// Where in the sequence of batches something is.
@@ -32,6 +32,8 @@ pub struct Loaded<B> {
     pub samples: Vec<usize>,
     /// Whether its pass ends with it.
     pub ends_epoch: bool,
+    /// What it is a part of, where several processes share batches.
+    pub part: Part,
 }
 
 /// How a loader works.
@@ -136,7 +138,8 @@ impl<D: Dataset> Source<D> {
         let draw =
             Draw { seed: self.config.seed, epoch, train: self.config.train, copies: plan.copies(batch) };
         let tensors = self.dataset.batch(&samples, draw)?;
-        Ok(Loaded { batch: tensors, epoch, samples, ends_epoch: batch + 1 == batches as usize })
+        let ends_epoch = batch + 1 == batches as usize;
+        Ok(Loaded { batch: tensors, epoch, samples, ends_epoch, part: plan.part(batch) })
     }
 
     fn plan(&self, epoch: u64) -> Result<Arc<EpochPlan>> {

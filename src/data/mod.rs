@@ -64,8 +64,10 @@ pub struct Stretches {
 /// What batches are for.
 #[derive(Clone, Copy, Debug)]
 pub struct Batching {
-    /// Samples in a batch.
+    /// Samples in a batch, of all processes together.
     pub batch_size: usize,
+    /// For how many processes a batch is.
+    pub processes: usize,
     /// The run's seed.
     pub seed: u64,
     /// Whether they are learned from, in an order of each epoch's own, or looked at.

@@ -1,13 +1,14 @@
 //! The order of samples: a function of (seed, epoch) alone, the same on any number of threads.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use tch::Tensor;
 
 use super::Stretches;
 use super::random::Random;
-use crate::native;
+use crate::{bail_input, native};
 
 /// The batches of one pass over the data.
 #[derive(Debug, PartialEq)]
@@ -16,6 +17,19 @@ pub struct EpochPlan {
     ends: Vec<usize>,
     /// How often each sample came before; empty where each comes once.
     copies: Vec<u32>,
+    /// What each batch is a part of; empty where it is whole.
+    parts: Vec<Part>,
+}
+
+/// A batch that is a part of a larger one, whose other parts other processes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Samples of the whole; 0 where an earlier part of this process has told them.
+    pub whole: usize,
+    /// Whether the whole has no sample for this part: the one that is there instead counts for nothing.
+    pub stands_in: bool,
+    /// Whether it is the last of this process.
+    pub is_last: bool,
 }
 
 impl EpochPlan {
@@ -23,7 +37,7 @@ impl EpochPlan {
     pub fn even(samples: Vec<usize>, batch_size: usize) -> Self {
         let ends =
             (batch_size..samples.len()).step_by(batch_size).chain(std::iter::once(samples.len())).collect();
-        Self { samples, ends, copies: Vec::new() }
+        Self { samples, ends, copies: Vec::new(), parts: Vec::new() }
     }
 
     /// The same where samples may come several times.
@@ -47,7 +61,7 @@ impl EpochPlan {
                 Some(*end)
             })
             .collect();
-        Self { samples: batches.concat(), ends, copies: Vec::new() }
+        Self { samples: batches.concat(), ends, copies: Vec::new(), parts: Vec::new() }
     }
 
     /// How many batches there are.
@@ -65,6 +79,12 @@ impl EpochPlan {
         if self.copies.is_empty() { &[] } else { &self.copies[self.range(number)] }
     }
 
+    /// What a batch is a part of.
+    pub fn part(&self, number: usize) -> Part {
+        let whole = Part { whole: self.range(number).len(), stands_in: false, is_last: true };
+        self.parts.get(number).copied().unwrap_or(whole)
+    }
+
     fn range(&self, number: usize) -> std::ops::Range<usize> {
         let start = if number == 0 { 0 } else { self.ends[number - 1] };
         start..self.ends[number]
@@ -78,6 +98,100 @@ pub trait Sampler: Send + Sync {
 
     /// The plan of one pass.
     fn plan(&self, epoch: u64) -> Result<EpochPlan>;
+
+    /// Whether each batch goes on where the one before it ended, sample by sample.
+    fn is_sequence(&self) -> bool {
+        false
+    }
+}
+
+/// The part that one of several processes has of each batch: every so many samples, as `DistributedSampler` deals them out, so that samples that were
+/// sorted by length are shared fairly. A process may have several parts of a batch, one after the other.
+pub struct Parted {
+    sampler: Arc<dyn Sampler>,
+    rank: usize,
+    size: usize,
+    pieces: usize,
+}
+
+impl Parted {
+    /// Deals the batches of `sampler`, each for `processes` processes, out to `size` of them, of which this is number `rank`. Where these are fewer, each has
+    /// as many parts of a batch as it takes to be no larger than what one of `processes` would have, unless it must be one part (`whole`).
+    ///
+    /// # Errors
+    /// The batches follow one another and have fewer samples than there are processes.
+    pub fn new(
+        sampler: Arc<dyn Sampler>,
+        [rank, size]: [usize; 2],
+        processes: usize,
+        whole: bool,
+    ) -> Result<Self> {
+        let is_sequence = sampler.is_sequence();
+        if is_sequence && size > 1 && sampler.plan(0)?.batch(0).len() < size {
+            bail_input!(
+                "there are fewer streams side by side (the batch size of all processes) than {size} processes: take a larger --batch-size"
+            );
+        }
+        let pieces = if whole || is_sequence { 1 } else { processes.div_ceil(size) };
+        Ok(Self { sampler, rank, size, pieces })
+    }
+}
+
+impl Sampler for Parted {
+    fn batches_per_epoch(&self) -> usize {
+        self.sampler.batches_per_epoch() * self.pieces
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        let plan = self.sampler.plan(epoch)?;
+        if self.size * self.pieces == 1 {
+            return Ok(plan);
+        }
+        let mut parted = EpochPlan::of(Vec::new());
+        for number in 0..plan.batches() {
+            let (batch, copies) = (plan.batch(number), plan.copies(number));
+            for piece in 0..self.pieces {
+                let first = self.rank + self.size * piece;
+                let stands_in = first >= batch.len();
+                let places = first..if stands_in { first + 1 } else { batch.len() };
+                for place in places.step_by(self.size * self.pieces) {
+                    let place = if stands_in { 0 } else { place };
+                    parted.samples.push(batch[place]);
+                    parted.copies.extend(copies.get(place));
+                }
+                parted.ends.push(parted.samples.len());
+                let whole = if piece == 0 { batch.len() } else { 0 };
+                parted.parts.push(Part { whole, stands_in, is_last: piece + 1 == self.pieces });
+            }
+        }
+        Ok(parted)
+    }
+
+    fn is_sequence(&self) -> bool {
+        self.sampler.is_sequence()
+    }
+}
+
+/// Every so many of a sampler's batches, as they are: what one of several processes looks at in an evaluation.
+pub struct EveryNth {
+    /// Makes the batches.
+    pub sampler: Arc<dyn Sampler>,
+    /// The first of them.
+    pub first: usize,
+    /// From each to the next.
+    pub step: usize,
+}
+
+impl Sampler for EveryNth {
+    fn batches_per_epoch(&self) -> usize {
+        self.sampler.batches_per_epoch().saturating_sub(self.first).div_ceil(self.step)
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        let plan = self.sampler.plan(epoch)?;
+        let own = (self.first..plan.batches()).step_by(self.step);
+        Ok(EpochPlan::of(own.map(|number| plan.batch(number).to_vec()).collect()))
+    }
 }
 
 /// Every sample once per pass, in a new random order each time: `torch.randperm` under a generator seeded with seed + epoch, which is the
@@ -320,6 +434,48 @@ mod tests {
         }
         // And not in the order of reading itself.
         assert_ne!(plan.samples, read);
+        Ok(())
+    }
+
+    #[test]
+    fn processes_share_each_batch_and_no_sample_is_lost() -> Result<()> {
+        let sampler: Arc<dyn Sampler> = Arc::new(Shuffled { len: 25, batch_size: 8, seed: 7 });
+        let whole = sampler.plan(2)?;
+        for (size, processes) in [(1, 1), (2, 2), (4, 4), (1, 4), (3, 4), (8, 2), (2, 1)] {
+            let mut seen: Vec<Vec<usize>> = vec![Vec::new(); whole.batches()];
+            for rank in 0..size {
+                let parted = Parted::new(sampler.clone(), [rank, size], processes, false)?;
+                let plan = parted.plan(2)?;
+                assert_eq!(plan.batches(), parted.batches_per_epoch());
+                let (mut number, mut told) = (0, 0);
+                for part in 0..plan.batches() {
+                    let Part { whole, stands_in, is_last } = plan.part(part);
+                    let most = 8usize.div_ceil(size.max(processes));
+                    assert!((1..=most).contains(&plan.batch(part).len()), "{size} {processes}");
+                    if !stands_in {
+                        seen[number].extend(plan.batch(part));
+                    }
+                    told += whole;
+                    number += usize::from(is_last);
+                }
+                assert_eq!((number, told), (whole.batches(), 25));
+            }
+            for (number, mut samples) in seen.into_iter().enumerate() {
+                let mut expected = whole.batch(number).to_vec();
+                expected.sort_unstable();
+                samples.sort_unstable();
+                assert_eq!(samples, expected, "{size} of {processes}");
+            }
+        }
+        // As PyTorch's DistributedSampler: rank 1 of 2 has every second sample of the order.
+        let order = permutation(25, 7 + 2)?;
+        let second = Parted::new(sampler.clone(), [1, 2], 2, false)?.plan(2)?;
+        assert_eq!(second.batch(0), [order[1], order[3], order[5], order[7]]);
+        let looked_at: Vec<usize> = (0..3)
+            .map(|first| EveryNth { sampler: sampler.clone(), first, step: 3 })
+            .flat_map(|part| part.plan(0).unwrap().samples)
+            .collect();
+        assert_eq!(looked_at.len(), 25);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::native::vectors::{IntegerLoop, run_wide};
+use crate::native::vectors::{ColorFilter, IntegerLoop, run_wide};
 
 /// How the values between pixels are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -157,17 +157,17 @@ impl<const CHANNELS: usize> IntegerLoop for Scaling<'_, CHANNELS> {
     #[inline(always)]
     fn run(self) {
         let Self { scaler: Scaler { rows, columns, rows_first, .. }, image, line, pixels } = self;
-        pixels.reserve(CHANNELS * rows.taps.len() * columns.taps.len());
+        pixels.reserve(CHANNELS * rows.len() * columns.len());
         if *rows_first {
             // Only the columns that the second pass looks at.
             let seen = columns.seen();
             let bytes = CHANNELS * seen.start..CHANNELS * seen.end;
-            let mut shortened = Vec::with_capacity(rows.taps.len() * bytes.len());
+            let mut shortened = Vec::with_capacity(rows.len() * bytes.len());
             rows.append_combined(image, line, bytes.clone(), 0, &mut shortened);
-            columns.append_narrowed::<CHANNELS>(&shortened, bytes.len(), rows.taps.len(), seen.start, pixels);
+            columns.append_narrowed::<CHANNELS>(&shortened, bytes.len(), rows.len(), seen.start, pixels);
         } else {
             let seen = rows.seen();
-            let kept = CHANNELS * columns.taps.len();
+            let kept = CHANNELS * columns.len();
             let mut narrowed = Vec::with_capacity(seen.len() * kept);
             columns.append_narrowed::<CHANNELS>(
                 &image[seen.start * line..],
@@ -187,15 +187,19 @@ fn middle(side: usize, length: usize) -> std::ops::Range<usize> {
     start..start + length
 }
 
-/// What one pixel is made of: neighbours with weights.
+/// What the pixels of a line are made of: each of as many neighbours, with weights. Where the filter reaches fewer, some weights are 0: loops of one
+/// length are faster than such whose length changes from pixel to pixel.
 #[derive(Debug)]
-struct Taps {
-    first: usize,
-    /// In units of 2^-22.
+struct Filter {
+    /// How many neighbours.
+    reach: usize,
+    /// The first neighbour of each pixel.
+    first: Vec<usize>,
+    /// `reach` for each pixel, in units of 2^-22.
     weights: Vec<i32>,
 }
 
-impl Taps {
+impl Filter {
     const PRECISION: u32 = 22;
     const HALF: i32 = 1 << (Self::PRECISION - 1);
 
@@ -204,40 +208,49 @@ impl Taps {
     fn byte(sum: i32) -> u8 {
         (sum >> Self::PRECISION).clamp(0, 255) as u8
     }
-}
 
-#[derive(Debug)]
-struct Filter {
-    taps: Vec<Taps>,
-}
-
-impl Filter {
     /// For the pixels `wanted` of a line of `from` pixels scaled to `to`.
     fn new(interpolation: Interpolation, from: usize, to: usize, wanted: std::ops::Range<usize>) -> Self {
         // A line that keeps its length keeps its pixels: Pillow leaves the pass out.
         if from == to {
-            let unit = |pixel| Taps { first: pixel, weights: vec![1 << Taps::PRECISION] };
-            return Self { taps: wanted.map(unit).collect() };
+            return Self {
+                reach: 1,
+                weights: vec![1 << Self::PRECISION; wanted.len()],
+                first: wanted.collect(),
+            };
         }
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
         let support = interpolation.reach() * stretch;
-        let taps = wanted.map(|pixel| {
+        let reached = |pixel: usize| {
             let center = (pixel as f64 + 0.5) * scale;
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(from);
-            let weights: Vec<f64> = (first..end)
-                .map(|neighbour| interpolation.weight((neighbour as f64 - center + 0.5) * (1.0 / stretch)))
-                .collect();
-            let total: f64 = weights.iter().sum();
-            let fixed = |weight: f64| {
-                let scaled = weight / total * f64::from(1u32 << Taps::PRECISION);
+            (center - support + 0.5).max(0.0) as usize..((center + support + 0.5) as usize).min(from)
+        };
+        let reach = wanted.clone().map(|pixel| reached(pixel).len()).max().unwrap_or(1);
+        let mut first = Vec::with_capacity(wanted.len());
+        let mut weights = vec![0; wanted.len() * reach];
+        for (pixel, weights) in wanted.zip(weights.chunks_exact_mut(reach)) {
+            let neighbours = reached(pixel);
+            let center = (pixel as f64 + 0.5) * scale;
+            let weight =
+                |neighbour: usize| interpolation.weight((neighbour as f64 - center + 0.5) * (1.0 / stretch));
+            let total: f64 = neighbours.clone().map(weight).sum();
+            // Neighbours that do not count come before at the end of the line, and after elsewhere.
+            let start = neighbours.start.min(from - reach);
+            for (fixed, neighbour) in weights[neighbours.start - start..].iter_mut().zip(neighbours) {
+                let weight = weight(neighbour);
+                let scaled = weight / total * f64::from(1u32 << Self::PRECISION);
                 // Half away from zero.
-                (scaled + 0.5f64.copysign(weight)) as i32
-            };
-            Taps { first, weights: weights.into_iter().map(fixed).collect() }
-        });
-        Self { taps: taps.collect() }
+                *fixed = (scaled + 0.5f64.copysign(weight)) as i32;
+            }
+            first.push(start);
+        }
+        Self { reach, first, weights }
+    }
+
+    /// How many pixels it makes.
+    fn len(&self) -> usize {
+        self.first.len()
     }
 
     /// Filters along so many rows, which begin `line` bytes apart; their first pixel is pixel `offset` of the line that the filter is for.
@@ -251,27 +264,36 @@ impl Filter {
         pixels: &mut Vec<u8>,
     ) {
         let start = pixels.len();
-        let kept = CHANNELS * self.taps.len();
+        let kept = CHANNELS * self.len();
         pixels.resize(start + rows * kept, 0);
+        let colors = match CHANNELS {
+            3 => ColorFilter::new(&self.first, &self.weights, self.reach, Self::PRECISION),
+            _ => None,
+        };
         for (row, out) in pixels[start..].chunks_exact_mut(kept).enumerate() {
             let row = &image[row * line..];
-            for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
-                let seen = &row[CHANNELS * (taps.first - offset)..];
-                // Four lanes, of which some are not used, go through the processor as one.
-                let mut sums = [Taps::HALF; 4];
-                for (tap, &weight) in taps.weights.iter().enumerate() {
-                    let pixel = &seen[CHANNELS * tap..];
-                    let values = match pixel.first_chunk::<4>() {
-                        Some(values) => *values,
-                        None => std::array::from_fn(|lane| pixel.get(lane).copied().unwrap_or(0)),
-                    };
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
-                    }
+            // The last pixels of the last row have too few bytes after them.
+            let done = colors.as_ref().map_or(0, |colors| colors.run(row, offset, out));
+            self.narrow::<CHANNELS>(row, offset, done, &mut out[CHANNELS * done..]);
+        }
+    }
+
+    /// Filters along one row, from pixel `from` on.
+    #[inline(always)]
+    fn narrow<const CHANNELS: usize>(&self, row: &[u8], offset: usize, from: usize, out: &mut [u8]) {
+        let weights = self.weights.chunks_exact(self.reach);
+        for ((&first, weights), out) in
+            self.first.iter().zip(weights).skip(from).zip(out.chunks_exact_mut(CHANNELS))
+        {
+            let seen = row[CHANNELS * (first - offset)..].chunks_exact(CHANNELS);
+            let mut sums = [Self::HALF; CHANNELS];
+            for (pixel, &weight) in seen.zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
                 }
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = Taps::byte(sum);
-                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = Self::byte(sum);
             }
         }
     }
@@ -286,23 +308,46 @@ impl Filter {
         offset: usize,
         pixels: &mut Vec<u8>,
     ) {
-        let mut sums = vec![0i32; bytes.len()];
-        for taps in &self.taps {
-            sums.fill(Taps::HALF);
-            for (tap, &weight) in taps.weights.iter().enumerate() {
-                let start = (taps.first - offset + tap) * length;
-                for (sum, &value) in sums.iter_mut().zip(&rows[start + bytes.start..start + bytes.end]) {
-                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
+        const BLOCK: usize = 32;
+        let start = pixels.len();
+        pixels.resize(start + self.len() * bytes.len(), 0);
+        let lines = pixels[start..].chunks_exact_mut(bytes.len());
+        for ((&first, weights), line) in
+            self.first.iter().zip(self.weights.chunks_exact(self.reach)).zip(lines)
+        {
+            let row = |tap: usize| {
+                let start = (first - offset + tap) * length;
+                &rows[start + bytes.start..start + bytes.end]
+            };
+            // Blocks whose sums stay in the processor's registers.
+            let mut blocks = line.chunks_exact_mut(BLOCK);
+            let mut done = 0;
+            for out in &mut blocks {
+                let mut sums = [Self::HALF; BLOCK];
+                for (tap, &weight) in weights.iter().enumerate() {
+                    for (sum, &value) in sums.iter_mut().zip(&row(tap)[done..done + BLOCK]) {
+                        *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(value)));
+                    }
                 }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = Self::byte(sum);
+                }
+                done += BLOCK;
             }
-            pixels.extend(sums.iter().map(|&sum| Taps::byte(sum)));
+            for (byte, out) in blocks.into_remainder().iter_mut().enumerate() {
+                let mut sum = Self::HALF;
+                for (tap, &weight) in weights.iter().enumerate() {
+                    sum = sum.wrapping_add(weight.wrapping_mul(i32::from(row(tap)[done + byte])));
+                }
+                *out = Self::byte(sum);
+            }
         }
     }
 
-    /// The pixels that any tap looks at.
+    /// The pixels that any weight is for.
     fn seen(&self) -> std::ops::Range<usize> {
-        let start = self.taps.first().map_or(0, |taps| taps.first);
-        start..self.taps.last().map_or(start, |taps| taps.first + taps.weights.len())
+        let start = self.first.first().copied().unwrap_or(0);
+        start..self.first.last().map_or(start, |last| last + self.reach)
     }
 }
 

@@ -11,6 +11,15 @@ use super::Scope;
 use super::init::Init;
 use super::lora::Adapter;
 use super::summary::record;
+use crate::native::distributed;
+
+/// An input in double precision for a layer that is: what comes from the data is float32.
+fn as_wide_as(weight: &Tensor, input: &Tensor) -> Tensor {
+    match (weight.kind(), input.kind()) {
+        (Kind::Double, Kind::Float) => input.to_kind(Kind::Double),
+        _ => input.shallow_clone(),
+    }
+}
 
 /// `nn.Linear`: y = x Wᵀ + b on the last dimension.
 #[derive(Debug)]
@@ -70,9 +79,10 @@ impl Linear {
 
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
+        let input = as_wide_as(&self.weight, input);
         let output = input.linear(&self.weight, self.bias.as_ref());
         let output = match &self.adapter {
-            Some(adapter) => output + adapter.forward(input),
+            Some(adapter) => output + adapter.forward(&input),
             None => output,
         };
         record(&self.name, "Linear", &output, &[Some(&self.weight), self.bias.as_ref()], || {
@@ -206,7 +216,7 @@ impl Conv2d {
     /// `[batch, inputs, height, width]` to `[batch, outputs, height', width']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let ConvConfig { stride, dilation, groups, .. } = self.config;
-        let output = input.conv2d(
+        let output = as_wide_as(&self.weight, input).conv2d(
             &self.weight,
             self.bias.as_ref(),
             [stride, stride],
@@ -280,16 +290,23 @@ impl BatchNorm2d {
         if train {
             let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
         }
-        let output = input.batch_norm(
-            Some(&self.weight),
-            Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            train,
-            self.config.momentum,
-            self.config.eps,
-            true,
-        );
+        let output = if train && distributed::synchronises_batch_norm() {
+            let NormConfig { eps, momentum } = self.config;
+            let (weights, running) = ([&self.weight, &self.bias], [&self.running_mean, &self.running_var]);
+            distributed::sync_batch_norm(input, weights, running, momentum, eps)
+                .expect("normalising over all processes")
+        } else {
+            input.batch_norm(
+                Some(&self.weight),
+                Some(&self.bias),
+                Some(&self.running_mean),
+                Some(&self.running_var),
+                train,
+                self.config.momentum,
+                self.config.eps,
+                true,
+            )
+        };
         record(&self.name, self.kind, &output, &[Some(&self.weight), Some(&self.bias)], || 0);
         output
     }

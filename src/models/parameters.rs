@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
 use regex::Regex;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::init::Init;
 use super::lora::{LoraConfig, is_adapter};
@@ -121,6 +121,18 @@ impl Parameters {
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let entries = self.entries.borrow();
         entries.positions.get(name).map(|&position| entries.list[position].tensor.shallow_clone())
+    }
+
+    /// Makes all floating-point tensors double precision, in place: layers keep their handles.
+    pub fn make_double(&self) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for mut entry in self.entries() {
+            if entry.tensor.is_floating_point() {
+                let wide = entry.tensor.detach().f_to_kind(Kind::Double)?;
+                entry.tensor.set_data(&wide);
+            }
+        }
+        Ok(())
     }
 
     /// How many numbers the parameters hold, buffers not counted.

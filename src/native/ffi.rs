@@ -37,6 +37,34 @@ pub struct CompiledPackage {
     _private: [u8; 0],
 }
 
+/// A `StoreHandle`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Store {
+    _private: [u8; 0],
+}
+
+/// A `suite::Group`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Group {
+    _private: [u8; 0],
+}
+
+/// A `Pending`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Pending {
+    _private: [u8; 0],
+}
+
+/// A `GradientReducer`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct GradientReducer {
+    _private: [u8; 0],
+}
+
 /// A message to check and free, or null.
 #[must_use]
 #[repr(transparent)]
@@ -258,6 +286,13 @@ unsafe extern "C" {
         count: usize,
         result: *mut *mut ScriptModule,
     ) -> Outcome;
+    pub fn suite_script_quantize(
+        module: *const ScriptModule,
+        kept: *const *const c_char,
+        count: usize,
+        result: *mut *mut ScriptModule,
+        layers: *mut usize,
+    ) -> Outcome;
     pub fn suite_script_cast(module: *mut ScriptModule, kind: i8) -> Outcome;
     pub fn suite_script_methods(module: *const ScriptModule, result: *mut *mut c_char) -> Outcome;
     pub fn suite_script_schema(
@@ -310,6 +345,91 @@ unsafe extern "C" {
         outputs: *mut *mut TensorVector,
     ) -> Outcome;
     pub fn suite_package_specification(package: *mut CompiledPackage, result: *mut *mut c_char) -> Outcome;
+
+    // distributed.cpp
+    pub fn suite_distributed_quiet();
+    pub fn suite_store_new(
+        host: *const c_char,
+        port: u16,
+        server: bool,
+        size: i32,
+        timeout: i64,
+        prefix: *const c_char,
+        result: *mut *mut Store,
+    ) -> Outcome;
+    pub fn suite_store_clone(store: *mut Store, result: *mut *mut Store) -> Outcome;
+    pub fn suite_store_free(store: *mut Store);
+    pub fn suite_store_set(store: *mut Store, key: *const c_char, value: *const c_char) -> Outcome;
+    pub fn suite_store_wait(
+        store: *mut Store,
+        key: *const c_char,
+        timeout: i64,
+        result: *mut *mut c_char,
+    ) -> Outcome;
+    pub fn suite_store_has(store: *mut Store, key: *const c_char, result: *mut bool) -> Outcome;
+    pub fn suite_group_new(
+        store: *mut Store,
+        rank: i32,
+        size: i32,
+        timeout: i64,
+        interfaces: *const *const c_char,
+        interface_count: usize,
+        address: *const c_char,
+        cuda: i32,
+        with_control: bool,
+        result: *mut *mut Group,
+    ) -> Outcome;
+    pub fn suite_group_free(group: *mut Group);
+    pub fn suite_nccl_built() -> bool;
+    pub fn suite_group_sum(group: *const Group, tensor: Tensor) -> Outcome;
+    pub fn suite_group_begin_sum(group: *const Group, tensor: Tensor, result: *mut *mut Pending) -> Outcome;
+    pub fn suite_pending_wait(pending: *mut Pending) -> Outcome;
+    pub fn suite_group_gather(group: *const Group, tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_group_broadcast(group: *const Group, tensors: List, root: i32) -> Outcome;
+    pub fn suite_group_barrier(group: *const Group) -> Outcome;
+    pub fn suite_group_sum_gradients(group: *const Group, parameters: List) -> Outcome;
+    pub fn suite_bucket_layout(
+        parameters: List,
+        first: usize,
+        cap: usize,
+        result: *mut *mut c_char,
+    ) -> Outcome;
+    pub fn suite_reducer_new(
+        group: *const Group,
+        parameters: List,
+        places: *const usize,
+        sizes: *const usize,
+        buckets: usize,
+        first: usize,
+        cap: usize,
+        find_unused: bool,
+        compress: bool,
+        result: *mut *mut GradientReducer,
+    ) -> Outcome;
+    pub fn suite_reducer_free(reducer: *mut GradientReducer);
+    pub fn suite_reducer_prepare(reducer: *mut GradientReducer, loss: Tensor) -> Outcome;
+    pub fn suite_reducer_rebuild(reducer: *mut GradientReducer, rebuilt: *mut bool) -> Outcome;
+    pub fn suite_reducer_set_layout(
+        reducer: *mut GradientReducer,
+        places: *const usize,
+        sizes: *const usize,
+        buckets: usize,
+    ) -> Outcome;
+    pub fn suite_reducer_layout(reducer: *const GradientReducer, result: *mut *mut c_char) -> Outcome;
+
+    // sync_batch_norm.cpp
+    pub fn suite_sync_batch_norm_over(group: *const Group) -> Outcome;
+    pub fn suite_sync_batch_norm_stand_in(on: bool);
+    pub fn suite_sync_batch_norm(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: f64,
+        eps: f64,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
 
     // system.cpp
     pub fn suite_tune_heap(heap: *mut Heap);

@@ -4,6 +4,7 @@
 //! function works on whatever device its tensors are on.
 
 pub mod checkpoint;
+pub mod distributed;
 mod ffi;
 pub mod file_map;
 pub mod gradients;

@@ -133,6 +133,10 @@ fn path_text(path: &Path) -> Result<CString> {
     CString::new(text).with_context(|| format!("{text:?} is not a path"))
 }
 
+fn c_strings(names: &[&str]) -> Result<Vec<CString>> {
+    Ok(names.iter().map(|name| CString::new(*name)).collect::<std::result::Result<_, _>>()?)
+}
+
 fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
@@ -198,8 +202,7 @@ impl ScriptModule {
 
     /// A copy for inference: attributes become constants, and what training alone needs goes. `kept` are methods to keep besides `forward`.
     pub fn frozen(&self, kept: &[&str]) -> Result<Self> {
-        let names =
-            kept.iter().map(|name| CString::new(*name)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let names = c_strings(kept)?;
         let pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
         let mut module = ptr::null_mut();
         // SAFETY: the names are as many as is said, and there is a place for the result.
@@ -207,6 +210,26 @@ impl ScriptModule {
             ffi::suite_script_freeze(self.module, pointers.as_ptr(), pointers.len(), &mut module)
         })?;
         Ok(Self { module, device: self.device })
+    }
+
+    /// A frozen copy whose linear layers have weights of 8 bits, a scale for each of their rows, and quantise their input at each call, as
+    /// `quantize_dynamic` of PyTorch makes them; and how many they are. Only CPUs compute it.
+    pub fn quantized(&self, kept: &[&str]) -> Result<(Self, usize)> {
+        let names = c_strings(kept)?;
+        let pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        let mut module = ptr::null_mut();
+        let mut layers = 0;
+        // SAFETY: the names are as many as is said, and there are places for the results.
+        check(unsafe {
+            ffi::suite_script_quantize(
+                self.module,
+                pointers.as_ptr(),
+                pointers.len(),
+                &mut module,
+                &mut layers,
+            )
+        })?;
+        Ok((Self { module, device: self.device }, layers))
     }
 
     /// Casts floating-point parameters and buffers.

@@ -24,6 +24,8 @@ pub enum Verbosity {
     Lines,
     /// Warnings and the final result only.
     Quiet,
+    /// Nothing: another process speaks.
+    Silent,
 }
 
 impl Verbosity {
@@ -108,17 +110,18 @@ impl Log {
 
     /// Says what is going on; not shown when quiet.
     pub fn info(&self, text: impl AsRef<str>) {
-        self.say(Kind::Info, text.as_ref(), self.shared.verbosity != Verbosity::Quiet);
+        let shown = !matches!(self.shared.verbosity, Verbosity::Quiet | Verbosity::Silent);
+        self.say(Kind::Info, text.as_ref(), shown);
     }
 
     /// Says that something may not be as the user thinks. Always shown, with `warning:` before it.
     pub fn warning(&self, text: impl AsRef<str>) {
-        self.say(Kind::Warning, text.as_ref(), true);
+        self.say(Kind::Warning, text.as_ref(), self.shared.verbosity != Verbosity::Silent);
     }
 
     /// Says what came out of it all. Always shown; may be several lines.
     pub fn result(&self, text: impl AsRef<str>) {
-        self.say(Kind::Result, text.as_ref(), true);
+        self.say(Kind::Result, text.as_ref(), self.shared.verbosity != Verbosity::Silent);
     }
 
     /// All warnings so far, each as it was given.

@@ -163,11 +163,9 @@ impl Evaluator for TextEvaluator {
     }
 
     fn gather(&mut self, reducer: &mut dyn Reducer) -> Result<()> {
-        if reducer.world_size() > 1
-            && let Some(totals) = &self.totals
-        {
-            // Sums are read once, at the end of an evaluation.
-            let sums = Vec::<f64>::try_from(totals)?;
+        if reducer.world_size() > 1 {
+            // Sums are read once, at the end of an evaluation. A process may have had no part of it.
+            let sums = self.totals.as_ref().map_or(Ok(vec![0.0; 2]), Vec::<f64>::try_from)?;
             let sums = [reducer.sum(sums[0])?, reducer.sum(sums[1])?];
             self.totals = Some(Tensor::f_from_slice(&sums)?);
             self.tokens = reducer.sum(self.tokens)?;

@@ -99,7 +99,8 @@ pub trait Task {
         Ok(Vec::new())
     }
 
-    /// What must survive a resume besides parameters, such as the carried state of a language model: named tensors.
+    /// What must survive a resume besides parameters, such as the carried state of a language model: named tensors, with the samples of a batch in their
+    /// second dimension.
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         Ok(Vec::new())
     }

@@ -194,6 +194,15 @@ impl Evaluator for TextEvaluator {
         let counts = self.scores.counts();
         let sums = counts.into_iter().map(|count| reducer.sum(count)).collect::<Result<Vec<_>>>()?;
         self.scores.set_counts(&sums);
+        if reducer.world_size() == 1 {
+            return Ok(());
+        }
+        let listed = reducer.gather_texts(serde_json::to_string(&self.listed)?)?;
+        self.listed.clear();
+        for part in listed {
+            self.listed.extend(serde_json::from_str::<Vec<PredictedSample>>(&part)?);
+        }
+        self.listed.sort_by_key(|listed| listed.sample);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `model.safetensors` | parameters and buffers under PyTorch's names |
 //! | `ema.safetensors` | their moving average, where the recipe has one |
-//! | `optimizer.safetensors` | optimizer state, generators' states (`rng.*`), loss scale (`scaler.*`), the task's state (`task.*`) |
+//! | `optimizer.safetensors` | optimizer state, generators' states (`rng.*`, with further processes' behind a number), loss scale (`scaler.*`), the task's state (`task.*`) |
 //! | `state.json` | step, epoch, position, best so far, running sums, what machine it was, and a fingerprint of the data |
 //!
 //! Equal states are equal files: names are sorted, and there is no clock in them.
@@ -19,6 +19,7 @@ use tch::{Kind, Tensor};
 use super::metrics::SavedSum;
 use super::schedule::PlateauState;
 use crate::data::fingerprint::DataFingerprint;
+use crate::distributed::Layout;
 use crate::weights::{self, NamedTensors, read_safetensors, write_safetensors};
 use crate::{bad_input, bail_input, files, recipe};
 
@@ -85,6 +86,17 @@ pub struct Environment {
     pub device: String,
     /// Threads of libtorch's kernels.
     pub threads: usize,
+    /// Processes that trained together.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub processes: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 impl Environment {
@@ -106,6 +118,9 @@ struct State {
     environment: Environment,
     #[serde(default)]
     data: Option<DataFingerprint>,
+    /// Absent where one process trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gradients: Option<Layout>,
 }
 
 /// A checkpoint in memory, about to be written or just read.
@@ -122,6 +137,8 @@ pub struct Checkpoint {
     pub average: Option<NamedTensors>,
     /// Everything of `optimizer.safetensors`.
     pub optimizer: NamedTensors,
+    /// How several processes cut gradients into buckets, where several trained.
+    pub gradients: Option<Layout>,
 }
 
 impl Checkpoint {
@@ -137,6 +154,7 @@ impl Checkpoint {
             progress: self.progress.clone(),
             environment: self.environment.clone(),
             data: self.data.clone(),
+            gradients: self.gradients.clone(),
         };
         // Through a `Value`, whose keys are sorted.
         let text = serde_json::to_string_pretty(&serde_json::to_value(&state)?)? + "\n";
@@ -155,6 +173,7 @@ impl Checkpoint {
             progress: state.progress,
             environment: state.environment,
             data: state.data,
+            gradients: state.gradients,
             model: read_safetensors(&folder.join(MODEL))?,
             average: average.is_file().then(|| read_safetensors(&average)).transpose()?,
             optimizer: read_safetensors(&folder.join(OPTIMIZER))?,

@@ -10,6 +10,7 @@ use super::optimizer::OptimizerConfig;
 use super::precision::Precision;
 use super::schedule::ScheduleConfig;
 use crate::bail_input;
+use crate::distributed::DistributedConfig;
 use crate::models::name_pattern;
 use crate::tasks::explanation::Method;
 
@@ -102,6 +103,8 @@ pub struct TrainingConfig {
     pub deterministic: bool,
     /// Store convolution weights with channels innermost; chosen by device if left out.
     pub channels_last: Option<bool>,
+    /// How several processes train together.
+    pub distributed: DistributedConfig,
 }
 
 impl Default for TrainingConfig {
@@ -149,6 +152,7 @@ impl Default for TrainingConfig {
             workers: None,
             deterministic: false,
             channels_last: None,
+            distributed: DistributedConfig::default(),
         }
     }
 }
@@ -220,6 +224,16 @@ pub const MAY_CHANGE_ON_RESUME: &[&str] = &[
 ];
 
 impl TrainingConfig {
+    /// For how many processes `batch_size` is meant.
+    pub fn processes(&self) -> usize {
+        self.distributed.processes.unwrap_or(1)
+    }
+
+    /// Samples in a micro-batch of all processes together.
+    pub fn global_batch_size(&self) -> usize {
+        self.batch_size.saturating_mul(self.processes())
+    }
+
     /// Samples in a batch of evaluation.
     pub fn eval_batch_size(&self) -> usize {
         self.eval_batch_size.unwrap_or(self.batch_size)
@@ -315,6 +329,7 @@ impl TrainingConfig {
                 bail_input!("training.groups: lr_scale of `{}` must not be negative", group.pattern);
             }
         }
+        self.distributed.validate()?;
         self.fine_tune.validate()?;
         self.optimizer.validate()?;
         self.schedule.validate()

@@ -11,7 +11,7 @@ use super::precision::Precision;
 use super::signals::Interrupt;
 use crate::bail_input;
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::Sequential;
+use crate::data::order::{EveryNth, Parted, Sampler, Sequential};
 use crate::data::{Batch, Batching, Dataset};
 use crate::distributed::Reducer;
 use crate::native::modes::InferenceMode;
@@ -40,7 +40,7 @@ impl EvaluationSettings {
     }
 }
 
-/// Every metric over all samples, in their own order; `None` if a signal came in between.
+/// Every metric over all samples, in their own order, shared out over all processes; `None` if a signal came to any of them in between.
 pub fn evaluate<T, D>(
     task: &mut T,
     data: &Arc<D>,
@@ -62,18 +62,24 @@ where
     let _autocast = settings.precision.autocast(device)?;
     let batch_size = settings.batch_size;
     let sampler = data
-        .sampler(Batching { batch_size, seed: 0, train: false })?
+        .sampler(Batching { batch_size, processes: 1, seed: 0, train: false })?
         .unwrap_or_else(|| Arc::new(Sequential { len: data.len(), batch_size }));
+    let sampler = share_of(sampler, reducer)?;
     let batches = sampler.batches_per_epoch();
     let config = LoaderConfig { workers: settings.workers, ahead: 2, seed: 0, train: false };
     let mut loader = Loader::new(data.clone(), sampler, config, Position { epoch: 0, batch: 0 })?;
     let mut totals = Totals::new(device);
     let mut evaluator = task.evaluator();
+    let mut interrupted = false;
     for _ in 0..batches {
-        if interrupt.asked() {
-            return Ok(None);
+        interrupted = interrupt.asked();
+        if interrupted {
+            break;
         }
         let loaded = loader.next_batch()?;
+        if loaded.part.stands_in {
+            continue;
+        }
         let weight = task.weight(&loaded.batch, Mode::Evaluate)?;
         let batch = loaded.batch.to_device(device).context("moving a batch to the device")?;
         let output = task.step(&batch, Mode::Evaluate)?;
@@ -86,6 +92,10 @@ where
         }
         progress.advance(1);
     }
+    // The others end theirs before they hear of it.
+    if reducer.sum(f64::from(u8::from(interrupted)))? > 0.0 {
+        return Ok(None);
+    }
     let mut evaluation = match evaluator {
         Some(mut evaluator) => {
             evaluator.gather(reducer)?;
@@ -93,8 +103,21 @@ where
         }
         None => Evaluation::default(),
     };
-    let means: BTreeMap<String, f64> = totals.means()?;
+    let means: BTreeMap<String, f64> = totals.means(reducer)?;
     evaluation.metrics.extend(means);
     task.derive(&mut evaluation.metrics);
     Ok(Some(evaluation))
+}
+
+/// The batches that one of several processes looks at: whole ones, so that each is what one process would make of it, unless they follow one another; then
+/// a part of each.
+fn share_of(sampler: Arc<dyn Sampler>, reducer: &dyn Reducer) -> Result<Arc<dyn Sampler>> {
+    let (rank, size) = (reducer.rank(), reducer.world_size());
+    if size == 1 {
+        return Ok(sampler);
+    }
+    Ok(match sampler.is_sequence() {
+        true => Arc::new(Parted::new(sampler, [rank, size], size, true)?),
+        false => Arc::new(EveryNth { sampler, first: rank, step: size }),
+    })
 }

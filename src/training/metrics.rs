@@ -1,10 +1,12 @@
 //! Sums on the device that become means where a line is logged, and which direction of a metric is better.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+
+use crate::distributed::Reducer;
 
 /// A quantity summed over samples (or tokens) with what the sum is to be divided by.
 #[derive(Debug)]
@@ -54,12 +56,10 @@ impl Totals {
         Ok(())
     }
 
-    /// Every mean by name, copied to the host.
-    pub fn means(&self) -> Result<BTreeMap<String, f64>> {
-        self.sums
-            .iter()
-            .map(|(name, (total, weight))| Ok(((*name).to_owned(), total.f_double_value(&[])? / weight)))
-            .collect()
+    /// Every mean by name over all processes, copied to the host.
+    pub fn means(&self, reducer: &mut dyn Reducer) -> Result<BTreeMap<String, f64>> {
+        let mean = |(name, sum): (String, SavedSum)| (name, sum.total / sum.weight);
+        Ok(self.save(reducer)?.into_iter().map(mean).collect())
     }
 
     /// Forgets all sums.
@@ -67,14 +67,30 @@ impl Totals {
         self.sums.clear();
     }
 
-    /// The sums for a checkpoint.
-    pub fn save(&self) -> Result<BTreeMap<String, SavedSum>> {
-        self.sums
+    /// The sums over all processes, for a checkpoint.
+    pub fn save(&self, reducer: &mut dyn Reducer) -> Result<BTreeMap<String, SavedSum>> {
+        let own = self
+            .sums
             .iter()
             .map(|(name, (total, weight))| {
                 Ok(((*name).to_owned(), SavedSum { total: total.f_double_value(&[])?, weight: *weight }))
             })
-            .collect()
+            .collect::<Result<BTreeMap<String, SavedSum>>>()?;
+        if reducer.world_size() == 1 {
+            return Ok(own);
+        }
+        // A process without a sample has no sums yet.
+        let names = own.keys().cloned().collect::<Vec<_>>().join("\n");
+        let names = reducer.gather_texts(names)?;
+        let names: BTreeSet<&str> = names.iter().flat_map(|names| names.lines()).collect();
+        let none = SavedSum { total: 0.0, weight: 0.0 };
+        let sums = names.iter().map(|name| own.get(*name).copied().unwrap_or(none));
+        let rows = reducer.gather(sums.flat_map(|sum| [sum.total, sum.weight]).collect())?;
+        let sum = |place: usize| -> f64 { rows.iter().skip(place).step_by(2 * names.len()).sum() };
+        let named = names.iter().enumerate().map(|(number, name)| {
+            ((*name).to_owned(), SavedSum { total: sum(2 * number), weight: sum(2 * number + 1) })
+        });
+        Ok(named.collect())
     }
 
     /// Takes saved sums over.
@@ -117,6 +133,7 @@ pub fn improves(metric: &str, value: f64, best: Option<f64>, min_delta: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distributed::SingleProcess;
 
     #[test]
     fn means_divide_sums_by_weights_and_survive_saving() -> Result<()> {
@@ -124,13 +141,14 @@ mod tests {
         for (value, weight) in [(1.5f32, 2.0), (4.5, 1.0)] {
             totals.add("loss", &Tensor::from(value), weight)?;
         }
-        assert_eq!(totals.means()?["loss"], 2.0);
-        let saved = totals.save()?;
+        let alone = &mut SingleProcess;
+        assert_eq!(totals.means(alone)?["loss"], 2.0);
+        let saved = totals.save(alone)?;
         let mut restored = Totals::new(Device::Cpu);
         restored.load(&saved)?;
         totals.add("loss", &Tensor::from(0.3f32), 1.0)?;
         restored.add("loss", &Tensor::from(0.3f32), 1.0)?;
-        assert_eq!(totals.means()?, restored.means()?);
+        assert_eq!(totals.means(alone)?, restored.means(alone)?);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::bail_input;
 use crate::native::modes::Autocast;
 use crate::native::{TensorList, loss_scaling, system};
 
-/// Arithmetic of the forward pass; weights and optimizer state are float32 in every case.
+/// Arithmetic of the forward pass; weights and optimizer state are float32 in every case but [`Precision::Fp64`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
@@ -21,6 +21,8 @@ pub enum Precision {
     Bf16,
     /// Autocast to float16 with a dynamic loss scale.
     Fp16,
+    /// float64 throughout, weights too: to tell rounding from mistakes. Tasks whose losses are computed in float32 stay at that.
+    Fp64,
 }
 
 impl std::str::FromStr for Precision {
@@ -28,7 +30,7 @@ impl std::str::FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self, String> {
         serde_json::from_value(serde_json::Value::String(text.to_owned()))
-            .map_err(|_| "choose auto, fp32, bf16 or fp16".to_owned())
+            .map_err(|_| "choose auto, fp32, bf16, fp16 or fp64".to_owned())
     }
 }
 
@@ -47,7 +49,7 @@ impl Precision {
         match self {
             Self::Bf16 => Some(Kind::BFloat16),
             Self::Fp16 => Some(Kind::Half),
-            Self::Fp32 | Self::Auto => None,
+            Self::Fp32 | Self::Fp64 | Self::Auto => None,
         }
     }
 

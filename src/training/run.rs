@@ -19,7 +19,8 @@ const ATTACHMENT: &str = crate::models::scripted::ATTACHMENT;
 /// A run folder that this process writes, under its lock.
 pub struct RunFolder {
     path: PathBuf,
-    _lock: FolderLock,
+    /// None where another process writes.
+    _lock: Option<FolderLock>,
 }
 
 impl RunFolder {
@@ -43,17 +44,22 @@ impl RunFolder {
         }
         fs::create_dir_all(path.join(CHECKPOINTS)).map_err(|error| files::cannot_write(path, &error))?;
         let lock = FolderLock::take(path)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), _lock: Some(lock) })
     }
 
     /// Opens the folder of an earlier run to continue it, and puts an interrupted save in order.
     pub fn open(path: &Path) -> Result<Self> {
         require_run(path)?;
-        let run = Self { path: path.to_owned(), _lock: FolderLock::take(path)? };
+        let run = Self { path: path.to_owned(), _lock: Some(FolderLock::take(path)?) };
         for name in ["last", "best"] {
             run.checkpoint(name).recover()?;
         }
         Ok(run)
+    }
+
+    /// The folder of a run that another process of the same training writes: to read from, once that one has made or opened it.
+    pub fn follow(path: &Path) -> Self {
+        Self { path: path.to_owned(), _lock: None }
     }
 
     /// The first free name `runs/NAME`, `runs/NAME-2`, ….

@@ -41,6 +41,20 @@ pub struct Stepper {
     gradient_norm: Tensor,
     /// Number of the first step with a loss or gradient that is not finite, or −1: on the device.
     first_bad_step: Tensor,
+    /// Whether this process was asked to stop; told to the others with the next step.
+    pub stop_asked: bool,
+    /// Whether any process was, as all of them know after a step.
+    pub stop_agreed: bool,
+    /// Whether every micro-batch is a collective by itself.
+    synchronises_norms: bool,
+}
+
+/// A micro-batch of one process.
+pub struct MicroBatch<B> {
+    /// Its samples.
+    pub batch: B,
+    /// Whether they count. A process without a sample of a batch takes part in its step with one that does not.
+    pub counts: bool,
 }
 
 impl Stepper {
@@ -63,11 +77,14 @@ impl Stepper {
             clip_value: config.clip_value,
             gradient_norm: Tensor::f_zeros([0i64; 0], (Kind::Float, device))?,
             first_bad_step: Tensor::f_full([0i64; 0], -1, (Kind::Int64, device))?,
+            stop_asked: false,
+            stop_agreed: false,
+            synchronises_norms: config.distributed.sync_batch_norm,
         })
     }
 
     /// One update at learning rate `lr` from the micro-batches of one step. The loss is the mean over all of them and all processes: sums are divided once, by the
-    /// global weight.
+    /// global weight, and gradients are summed.
     pub fn step<T: Task>(
         &mut self,
         task: &mut T,
@@ -76,32 +93,64 @@ impl Stepper {
         lr: f64,
         reducer: &mut dyn Reducer,
     ) -> Result<()> {
+        let counted = micro_batches.into_iter().map(|batch| MicroBatch { batch, counts: true }).collect();
+        self.step_of_parts(task, counted, number, lr, reducer)
+    }
+
+    /// The same where this process may have no sample of some.
+    pub fn step_of_parts<T: Task>(
+        &mut self,
+        task: &mut T,
+        mut micro_batches: Vec<MicroBatch<T::Batch>>,
+        number: u64,
+        lr: f64,
+        reducer: &mut dyn Reducer,
+    ) -> Result<()> {
+        if !self.synchronises_norms && micro_batches.iter().any(|part| part.counts) {
+            micro_batches.retain(|part| part.counts);
+        }
         let weights = micro_batches
             .iter()
-            .map(|batch| task.weight(batch, Mode::Train))
+            .map(|part| if part.counts { task.weight(&part.batch, Mode::Train) } else { Ok(0.0) })
             .collect::<Result<Vec<f64>>>()?;
-        let global_weight = reducer.sum(weights.iter().sum())?;
-        if global_weight <= 0.0 {
-            bail!("step {number}: no sample of the batch has a weight above 0, so its loss is undefined");
-        }
-        // Gradients are averaged over processes after the backward pass.
-        let share = reducer.world_size() as f64 / global_weight;
-        for (batch, weight) in micro_batches.into_iter().zip(weights) {
+        // On their way during the first forward pass.
+        let mut sums =
+            Some(reducer.begin_sums([weights.iter().sum(), f64::from(u8::from(self.stop_asked))])?);
+        let mut share = 0.0;
+        let last = micro_batches.len().saturating_sub(1);
+        for (place, (part, weight)) in micro_batches.into_iter().zip(weights).enumerate() {
             let began = Instant::now();
-            let batch = batch.to_device(self.device).context("moving a batch to the device")?;
+            let batch = part.batch.to_device(self.device).context("moving a batch to the device")?;
+            reducer.stand_in(!part.counts);
             let output = {
                 let _autocast = self.precision.autocast(self.device)?;
                 task.step(&batch, Mode::Train)?
             };
             self.profiler.end(Phase::Forward, began);
-            let loss = output.loss_sum.f_mul_scalar(share)?;
+            let began = Instant::now();
+            if let Some(sums) = sums.take() {
+                let [global_weight, stops] = sums.wait()?;
+                self.stop_agreed = stops > 0.0;
+                if global_weight <= 0.0 {
+                    bail!(
+                        "step {number}: no sample of the batch has a weight above 0, so its loss is undefined"
+                    );
+                }
+                share = 1.0 / global_weight;
+            }
+            let loss = output.loss_sum.f_mul_scalar(if part.counts { share } else { 0.0 })?;
             let loss = match &self.scaler {
                 Some(scaler) => scaler.scale(&loss)?,
                 None => loss,
             };
-            let began = Instant::now();
+            if place == last {
+                reducer.begin_gradients(&self.parameters, &loss)?;
+            }
             loss.f_backward().context("computing gradients")?;
             self.profiler.end(Phase::Backward, began);
+            if !part.counts {
+                continue;
+            }
             let loss_sum = output.loss_sum.detach();
             self.totals.add("loss", &loss_sum, weight)?;
             for sum in &output.sums {
@@ -109,7 +158,9 @@ impl Stepper {
             }
             gradients::watch_finite(&[&loss_sum], number as i64, &self.first_bad_step)?;
         }
+        reducer.stand_in(false);
         let began = Instant::now();
+        reducer.end_gradients(&self.parameters)?;
         self.update(number, lr)?;
         self.profiler.end(Phase::Optimizer, began);
         Ok(())
@@ -158,11 +209,12 @@ impl Stepper {
         Ok(self.gradient_norm.f_double_value(&[])?)
     }
 
-    /// The first step whose loss or gradients were not finite, copied to the host. In float16 also a loss scale that has sunk below any use,
+    /// The first step whose loss or gradients were not finite in any process, copied to the host. In float16 also a loss scale that has sunk below any use,
     /// which many overflows in a row cause.
-    pub fn first_bad_step(&self, latest: u64) -> Result<Option<u64>> {
-        let step = self.first_bad_step.f_int64_value(&[])?;
-        if step >= 0 {
+    pub fn first_bad_step(&self, latest: u64, reducer: &mut dyn Reducer) -> Result<Option<u64>> {
+        let steps = reducer.gather(vec![self.first_bad_step.f_int64_value(&[])? as f64])?;
+        let bad = steps.into_iter().filter(|step| *step >= 0.0).min_by(f64::total_cmp);
+        if let Some(step) = bad {
             return Ok(Some(step as u64));
         }
         match &self.scaler {

@@ -1,6 +1,7 @@
 //! The training loop.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,12 +19,12 @@ use super::profile::{Phase, Profiler};
 use super::run::RunFolder;
 use super::schedule::Schedule;
 use super::signals::Interrupt;
-use super::step::Stepper;
+use super::step::{MicroBatch, Stepper};
 use crate::data::fingerprint::DataFingerprint;
 use crate::data::loader::{Loader, LoaderConfig, Position};
-use crate::data::order::{Buffered, Repeated, Sampler, Shuffled, Weighted, balanced_weights};
+use crate::data::order::{Buffered, Parted, Repeated, Sampler, Shuffled, Weighted, balanced_weights};
 use crate::data::{Batching, Dataset, Splits};
-use crate::distributed::Reducer;
+use crate::distributed::{Broadcast, Reducer};
 use crate::error::Interrupted;
 use crate::native::random;
 use crate::recipe::nearest_hint;
@@ -80,6 +81,7 @@ where
 {
     let Training { task, data, config, run, log, reducer, interrupt, environment, fingerprint, profile } =
         training;
+    let is_first = reducer.rank() == 0;
     let sampler = sampler(config, data.train.as_ref())?;
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(config.accumulate) as u64;
     let total = config.steps.unwrap_or(config.epochs * steps_per_epoch);
@@ -89,32 +91,38 @@ where
     let mut stepper = Stepper::new(config, task)?;
     stepper.profiler = Profiler::new(profile, task.parameters().device());
     let mut progress = Progress::default();
-    let mut metrics = MetricsLog::open(&run.file("metrics.jsonl"))?;
-    let mut events;
-    match run.last()? {
+    let saved = run.last()?;
+    let mut records = Records::open(run, saved.as_ref().map(|saved| &saved.progress), is_first)?;
+    match saved {
         Some(checkpoint) => {
             for difference in checkpoint.environment.differences(&environment) {
                 log.warning(format!(
                     "resuming under other conditions ({difference}): results may differ in the last digits"
                 ));
             }
-            progress = restore(checkpoint, task, &mut stepper)?;
-            metrics.truncate_to(progress.metrics_lines)?;
-            events = EventWriter::resume(run.path(), progress.step)?;
+            progress = restore(checkpoint, task, &mut stepper, config.seed, reducer)?;
             log.info(format!("resuming after step {} of {total}", progress.step));
         }
-        None => {
-            metrics.truncate_to(0)?;
-            events = EventWriter::create(run.path())?;
-        }
+        None if !is_first => random::manual_seed(seed_of(config.seed, 0, reducer.rank()))?,
+        None => {}
     }
-    let mut clock = Clock::after(&run.file("metrics.jsonl"), &progress)?;
+    reducer.broadcast(task.parameters(), Broadcast::Everything)?;
+    let mut clock = Clock::after(is_first.then(|| run.file("metrics.jsonl")), &progress)?;
 
     let loader_config =
         LoaderConfig { workers: config.workers.unwrap_or(1), ahead: 4, seed: config.seed, train: true };
     let start = Position { epoch: progress.epoch, batch: progress.batch };
-    let mut loader = Loader::new(data.train.clone(), sampler.clone(), loader_config, start)?;
+    let place = [reducer.rank(), reducer.world_size()];
+    let whole = config.distributed.sync_batch_norm;
+    let parts = Arc::new(Parted::new(sampler.clone(), place, config.processes(), whole)?);
+    let parts_of_batch = parts.batches_per_epoch() / sampler.batches_per_epoch();
+    let start = Position { batch: start.batch * parts_of_batch, ..start };
+    let mut loader = Loader::new(data.train.clone(), parts, loader_config, start)?;
     let bar = log.progress("training", progress.step, Some(total));
+
+    // Signals reach processes at different moments: several stop at the step at which all know of it.
+    let alone = reducer.world_size() == 1;
+    let mut evaluation_stopped = false;
 
     loop {
         let step = progress.step;
@@ -131,52 +139,58 @@ where
             && progress.evaluated_at != Some(step)
             && (due(config.eval_every) || done)
         {
-            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref(), reducer)?;
             let settings = EvaluationSettings::of(config);
             let title = format!("validation after step {}", progress.step);
             let evaluation_bar =
                 log.progress(&title, 0, Some(validation.len().div_ceil(settings.batch_size) as u64));
             let began = Instant::now();
             swap_average(&stepper)?;
+            // Running statistics are those of the first process, which are saved.
+            reducer.broadcast(task.parameters(), Broadcast::Buffers)?;
             let evaluation = evaluate(task, validation, settings, reducer, interrupt, &evaluation_bar);
             swap_average(&stepper)?;
             stepper.profiler.end(Phase::Evaluation, began);
-            if let Some(evaluation) = evaluation? {
+            let evaluation = evaluation?;
+            evaluation_stopped = evaluation.is_none();
+            if let Some(evaluation) = evaluation {
                 let split = Split::Validation;
-                write_examples(
-                    &mut events,
-                    split,
-                    step,
-                    task,
-                    validation.as_ref(),
-                    &evaluation,
-                    config.examples,
-                )?;
+                if let Some(records) = &mut records {
+                    let (events, count) = (&mut records.events, config.examples);
+                    write_examples(events, split, step, task, validation.as_ref(), &evaluation, count)?;
+                }
                 let scores = Scores {
                     step: progress.step,
                     epoch: progress.step as f64 / steps_per_epoch as f64,
                     metrics: evaluation.metrics,
                 };
-                record(&mut metrics, &mut events, split, &scores)?;
+                record(&mut records, split, &scores)?;
                 is_best = judge(&mut progress, scores, config, &schedule)?;
                 log.info(describe(&progress, task.metrics(), &config.metric, is_best));
             }
         }
         // An early stop is known only after the evaluation.
         let done = progress.step >= total || stopped(&progress);
-        let interrupted = interrupt.asked();
+        let interrupted = match alone {
+            true => interrupt.asked(),
+            false => stepper.stop_agreed || evaluation_stopped,
+        };
         let save_due = done || is_best || due(config.save_every);
         if progress.step > 0 && (save_due || interrupted) {
-            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref(), reducer)?;
             let began = Instant::now();
-            metrics.sync()?;
-            events.sync()?;
-            progress.metrics_lines = metrics.lines();
-            progress.window = stepper.totals.save()?;
-            let checkpoint = collect(&progress, &environment, &fingerprint, task, &stepper)?;
-            // A run that is interrupted keeps the same numbered checkpoints as one that is not.
-            let keep = if save_due { config.keep } else { 0 };
-            run.save(&checkpoint, is_best, keep).context("saving a checkpoint")?;
+            progress.window = stepper.totals.save(reducer)?;
+            if let Some(records) = &mut records {
+                records.metrics.sync()?;
+                records.events.sync()?;
+                progress.metrics_lines = records.metrics.lines();
+            }
+            let checkpoint = collect(&progress, &environment, &fingerprint, task, &stepper, reducer)?;
+            if is_first {
+                // A run that is interrupted keeps the same numbered checkpoints as one that is not.
+                let keep = if save_due { config.keep } else { 0 };
+                run.save(&checkpoint, is_best, keep).context("saving a checkpoint")?;
+            }
             stepper.profiler.end(Phase::Saving, began);
         }
         if interrupted && !done {
@@ -203,11 +217,16 @@ where
 
         // Wait for the data.
         let began = Instant::now();
-        let mut micro_batches = Vec::with_capacity(config.accumulate);
-        while micro_batches.len() < config.accumulate {
+        let mut micro_batches = Vec::with_capacity(config.accumulate * parts_of_batch);
+        let mut batches = 0;
+        while batches < config.accumulate {
             let loaded = loader.next_batch()?;
-            progress.window_samples += loaded.samples.len() as u64;
-            micro_batches.push(loaded.batch);
+            progress.window_samples += loaded.part.whole as u64;
+            micro_batches.push(MicroBatch { batch: loaded.batch, counts: !loaded.part.stands_in });
+            if !loaded.part.is_last {
+                continue;
+            }
+            batches += 1;
             progress.batch += 1;
             if loaded.ends_epoch {
                 progress.epoch = loaded.epoch + 1;
@@ -223,7 +242,8 @@ where
         let shows_tensors =
             config.histograms_every.is_some_and(|every| (progress.step + 1).is_multiple_of(every));
         stepper.keep_gradients = shows_tensors;
-        stepper.step(task, micro_batches, progress.step, rate, reducer)?;
+        stepper.stop_asked = interrupt.asked();
+        stepper.step_of_parts(task, micro_batches, progress.step, rate, reducer)?;
         progress.step += 1;
         bar.advance(1);
 
@@ -231,8 +251,8 @@ where
         let logged = progress.step.is_multiple_of(config.log_every) || progress.step == total;
         if logged {
             let began_logging = Instant::now();
-            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref())?;
-            let mut values: Values = stepper.totals.means()?;
+            refuse_non_finite(&stepper, &progress, sampler.as_ref(), config, data.train.as_ref(), reducer)?;
+            let mut values: Values = stepper.totals.means(reducer)?;
             values.insert("lr".to_owned(), rate);
             values.insert("grad_norm".to_owned(), stepper.gradient_norm()?);
             if let Some(scaler) = &stepper.scaler {
@@ -254,14 +274,16 @@ where
                 epoch: progress.step as f64 / steps_per_epoch as f64,
                 metrics: values,
             };
-            record(&mut metrics, &mut events, Split::Train, &scores)?;
+            record(&mut records, Split::Train, &scores)?;
             stepper.profiler.end(Phase::Logging, began_logging);
         } else {
             clock.step(began, waited);
         }
         if shows_tensors {
             let began = Instant::now();
-            write_histograms(&mut events, task, progress.step)?;
+            if let Some(records) = &mut records {
+                write_histograms(&mut records.events, task, progress.step)?;
+            }
             stepper.clear_gradients()?;
             stepper.profiler.end(Phase::Logging, began);
         }
@@ -274,7 +296,7 @@ where
         let best = progress.best.as_ref().map_or(0, |best| best.step);
         log.info(format!("stopped early: {} has not improved since step {best}", config.metric));
     }
-    if let Some(table) = stepper.profiler.table() {
+    if is_first && let Some(table) = stepper.profiler.table() {
         let trace = run.file("trace.json");
         stepper.profiler.write_trace(&trace)?;
         log.result(format!("where the time went (trace: {}):\n{table}", trace.display()));
@@ -287,13 +309,13 @@ where
 /// # Errors
 /// Balanced sampling is asked of data that have no classes.
 pub fn sampler<D: Dataset>(config: &TrainingConfig, data: &D) -> Result<Arc<dyn Sampler>> {
-    let (batch_size, seed) = (config.batch_size, config.seed);
+    let (batch_size, processes, seed) = (config.global_batch_size(), config.processes(), config.seed);
     match config.sampling {
         Sampling::Shuffled if config.repeats > 1 => {
             Ok(Arc::new(Repeated { len: data.len(), repeats: config.repeats, batch_size, seed }))
         }
         Sampling::Shuffled => {
-            if let Some(own) = data.sampler(Batching { batch_size, seed, train: true })? {
+            if let Some(own) = data.sampler(Batching { batch_size, processes, seed, train: true })? {
                 return Ok(own);
             }
             Ok(match data.stretches() {
@@ -378,7 +400,30 @@ fn describe(progress: &Progress, known: &[&str], deciding: &str, is_best: bool) 
 /// How many of a task's metrics are told after each evaluation; all of them are in `metrics.jsonl`.
 const HEADLINE: usize = 2;
 
-fn record(metrics: &mut MetricsLog, events: &mut EventWriter, split: Split, scores: &Scores) -> Result<()> {
+/// What is written of a run's course, by the first process alone.
+struct Records {
+    metrics: MetricsLog,
+    events: EventWriter,
+}
+
+impl Records {
+    /// Begins, or goes on behind what belongs to a saved state; `None` where another process writes.
+    fn open(run: &RunFolder, saved: Option<&Progress>, writes: bool) -> Result<Option<Self>> {
+        if !writes {
+            return Ok(None);
+        }
+        let mut metrics = MetricsLog::open(&run.file("metrics.jsonl"))?;
+        metrics.truncate_to(saved.map_or(0, |progress| progress.metrics_lines))?;
+        let events = match saved {
+            Some(progress) => EventWriter::resume(run.path(), progress.step)?,
+            None => EventWriter::create(run.path())?,
+        };
+        Ok(Some(Self { metrics, events }))
+    }
+}
+
+fn record(records: &mut Option<Records>, split: Split, scores: &Scores) -> Result<()> {
+    let Some(Records { metrics, events }) = records else { return Ok(()) };
     let record = Record { split, step: scores.step, epoch: scores.epoch, values: scores.metrics.clone() };
     metrics.append(&record)?;
     events.record(&record)
@@ -410,8 +455,11 @@ fn refuse_non_finite<D: Dataset>(
     sampler: &dyn Sampler,
     config: &TrainingConfig,
     data: &D,
+    reducer: &mut dyn Reducer,
 ) -> Result<()> {
-    let Some(step) = stepper.first_bad_step(progress.step.saturating_sub(1))? else { return Ok(()) };
+    let Some(step) = stepper.first_bad_step(progress.step.saturating_sub(1), reducer)? else {
+        return Ok(());
+    };
     let batches = sampler.batches_per_epoch();
     let steps_per_epoch = batches.div_ceil(config.accumulate) as u64;
     let plan = sampler.plan(step / steps_per_epoch)?;
@@ -430,18 +478,22 @@ fn refuse_non_finite<D: Dataset>(
     ))
 }
 
-/// Everything a checkpoint holds.
+/// Everything a checkpoint holds, from all processes.
 fn collect<T: Task>(
     progress: &Progress,
     environment: &Environment,
     fingerprint: &DataFingerprint,
     task: &T,
     stepper: &Stepper,
+    reducer: &mut dyn Reducer,
 ) -> Result<Checkpoint> {
     let device = task.parameters().device();
     let mut optimizer: NamedTensors = stepper.optimizer.state();
     for device in generators(device) {
-        optimizer.insert(generator_name(device), random::rng_state(device)?);
+        let states = reducer.gather_tensors(&random::rng_state(device)?)?;
+        for (rank, state) in states.into_iter().enumerate() {
+            optimizer.insert(generator_name(device, rank), state);
+        }
     }
     if let Some(scaler) = &stepper.scaler {
         for (name, tensor) in scaler.state() {
@@ -449,7 +501,7 @@ fn collect<T: Task>(
         }
     }
     for (name, tensor) in task.state()? {
-        optimizer.insert(format!("task.{name}"), tensor);
+        optimizer.insert(format!("task.{name}"), state_of_all(&tensor, reducer)?);
     }
     Ok(Checkpoint {
         progress: progress.clone(),
@@ -458,13 +510,21 @@ fn collect<T: Task>(
         model: weights::tensors_of(task.parameters()),
         average: stepper.average.as_ref().map(|average| average.tensors()),
         optimizer,
+        gradients: reducer.layout()?,
     })
 }
 
-/// Puts a checkpoint's state into task and stepper.
-fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper) -> Result<Progress> {
-    let Checkpoint { progress, model, average, mut optimizer, .. } = checkpoint;
+/// Puts a checkpoint's state into task and stepper: of what each process has of its own, that of this one.
+fn restore<T: Task>(
+    checkpoint: Checkpoint,
+    task: &mut T,
+    stepper: &mut Stepper,
+    seed: u64,
+    reducer: &mut dyn Reducer,
+) -> Result<Progress> {
+    let Checkpoint { progress, model, average, mut optimizer, gradients, .. } = checkpoint;
     let device = task.parameters().device();
+    let (rank, size) = (reducer.rank(), reducer.world_size());
     if let Some(moving) = &stepper.average {
         // The average takes its values through the model, whose own follow below.
         let average = average.ok_or_else(|| {
@@ -475,9 +535,13 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
         moving.swap()?;
     }
     weights::load_into(task.parameters(), &model)?.require_complete("the checkpoint's model.safetensors")?;
+    if rank > 0 {
+        // Should the checkpoint be of fewer processes.
+        random::manual_seed(seed_of(seed, progress.step, rank))?;
+    }
     for device in generators(device) {
         // A run that moves to another kind of device has no state for its generator: it begins at the seed.
-        if let Some(state) = optimizer.remove(&generator_name(device)) {
+        if let Some(state) = optimizer.remove(&generator_name(device, rank)) {
             random::set_rng_state(device, &state)?;
         }
     }
@@ -492,12 +556,50 @@ fn restore<T: Task>(checkpoint: Checkpoint, task: &mut T, stepper: &mut Stepper)
     }
     let (task_state, mut optimizer): (NamedTensors, NamedTensors) =
         optimizer.into_iter().partition(|(name, _)| name.starts_with("task."));
-    task.load_state(
-        task_state.into_iter().map(|(name, tensor)| (name["task.".len()..].to_owned(), tensor)).collect(),
-    )?;
+    let own = |(name, tensor): (String, Tensor)| -> Result<(String, Tensor)> {
+        let name = name["task.".len()..].to_owned();
+        match size {
+            1 => Ok((name, tensor)),
+            _ => Ok((name, tensor.f_slice(1, rank as i64, None, size as i64)?.f_contiguous()?)),
+        }
+    };
+    task.load_state(task_state.into_iter().map(own).collect::<Result<_>>()?)?;
     stepper.optimizer.load_state(&mut optimizer)?;
-    stepper.totals.load(&progress.window)?;
+    if rank == 0 {
+        stepper.totals.load(&progress.window)?;
+    }
+    reducer.set_layout(gradients.filter(|_| size > 1));
     Ok(progress)
+}
+
+/// A tensor of a task's state with the samples of all processes in its second dimension, dealt out as batches are.
+fn state_of_all(own: &Tensor, reducer: &mut dyn Reducer) -> Result<Tensor> {
+    let size = reducer.world_size();
+    if size == 1 {
+        return Ok(own.shallow_clone());
+    }
+    let counts = reducer.gather(vec![own.size()[1] as f64])?;
+    // A checkpoint's tensors are on their way to a file in any case.
+    let numbers =
+        Vec::<f64>::try_from(own.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;
+    let numbers = Tensor::f_from_slice(&reducer.gather(numbers)?)?;
+    let mut shape = own.size();
+    shape[1] = counts.iter().sum::<f64>() as i64;
+    let whole = Tensor::f_zeros(&shape, (own.kind(), Device::Cpu))?;
+    let mut place = 0;
+    for (rank, count) in counts.into_iter().enumerate() {
+        shape[1] = count as i64;
+        let length = shape.iter().product();
+        let part = numbers.f_narrow(0, place, length)?.f_view(&shape[..])?;
+        whole.f_slice(1, rank as i64, None, size as i64)?.f_copy_(&part)?;
+        place += length;
+    }
+    Ok(whole)
+}
+
+/// The seed of a process's own random numbers from a step on; the first process has the run's.
+fn seed_of(seed: u64, step: u64, rank: usize) -> u64 {
+    (seed ^ (step << 24)).wrapping_add(rank as u64)
 }
 
 /// The devices whose random numbers a run draws.
@@ -510,13 +612,14 @@ fn generators(device: Device) -> Vec<Device> {
     all
 }
 
-fn generator_name(device: Device) -> String {
-    match device {
+fn generator_name(device: Device, rank: usize) -> String {
+    let name = match device {
         Device::Cpu => "rng.cpu".to_owned(),
         Device::Cuda(_) => "rng.cuda".to_owned(),
         Device::Mps => "rng.mps".to_owned(),
         Device::Vulkan => "rng.vulkan".to_owned(),
-    }
+    };
+    if rank == 0 { name } else { format!("{name}.{rank}") }
 }
 
 /// Where the time goes.
@@ -532,13 +635,13 @@ struct Clock {
 
 impl Clock {
     /// A clock that goes on from the last line of an earlier process.
-    fn after(metrics: &std::path::Path, progress: &Progress) -> Result<Self> {
-        let before = match progress.step {
-            0 => 0.0,
-            _ => {
+    fn after(metrics: Option<PathBuf>, progress: &Progress) -> Result<Self> {
+        let before = match metrics {
+            Some(metrics) if progress.step > 0 => {
                 let seconds = |record: &Record| record.values.get("seconds").copied();
-                crate::reporting::read_metrics(metrics)?.iter().rev().find_map(seconds).unwrap_or(0.0)
+                crate::reporting::read_metrics(&metrics)?.iter().rev().find_map(seconds).unwrap_or(0.0)
             }
+            _ => 0.0,
         };
         Ok(Self {
             began: Instant::now(),

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::NamedTensors;
 use super::dtype::Dtype;
+use super::pickle;
 use crate::native::file_map::FileMap;
 use crate::{bad_input, bail_input};
 
@@ -127,6 +128,8 @@ pub struct Weights {
     pub prefix: String,
     /// Values beside the tensors that are none: epochs, scores, options.
     pub other_values: usize,
+    /// Quantised tensors of a module, which are left out.
+    pub quantised: usize,
     /// What the file says of itself.
     pub metadata: BTreeMap<String, String>,
     files: Vec<FileMap>,
@@ -165,6 +168,7 @@ impl Weights {
             left_out: Vec::new(),
             prefix: String::new(),
             other_values: 0,
+            quantised: 0,
             metadata: BTreeMap::new(),
             files: Vec::new(),
             storages: Vec::new(),
@@ -291,6 +295,9 @@ impl Weights {
 
     /// All tensors. Those that share numbers in the file share them here.
     pub fn tensors(&self) -> Result<NamedTensors> {
+        if self.quantised > 0 {
+            return Err(pickle::quantised(&self.origin));
+        }
         self.entries.keys().map(|name| Ok((name.clone(), self.tensor(name)?))).collect()
     }
 
@@ -303,6 +310,9 @@ impl Weights {
                 false => format!("; there are also {}", quoted(&self.left_out)),
             };
             notes.push(format!("the weights are those under `{}`{others}", self.container.join(".")));
+        }
+        if self.quantised > 0 {
+            notes.push(format!("{} quantised tensors are left out", self.quantised));
         }
         if !self.prefix.is_empty() {
             notes.push(format!("`{}` is removed from the names", self.prefix));

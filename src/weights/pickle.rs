@@ -96,6 +96,8 @@ pub enum Function {
     Parameter,
     /// `_rebuild_from_type_v2(function, type, arguments, state)`.
     FromType,
+    /// `_rebuild_qtensor`, in modules only, of which other things can be read than weights.
+    Quantised,
 }
 
 /// What a name stands for.
@@ -188,6 +190,11 @@ impl Pickle {
             Node::Persistent(reference) => Some(*reference),
             _ => None,
         })
+    }
+
+    /// How many quantised tensors there are.
+    pub fn quantised(&self) -> usize {
+        self.nodes.iter().filter(|node| matches!(node, Node::Call(Function::Quantised, _))).count()
     }
 
     /// The value of a key; of several the last, as in Python.
@@ -673,7 +680,18 @@ impl<'a> Machine<'a> {
             self.stack.push(Value::Global(Global::Script(self.nodes.len() - 1)));
             return Ok(());
         }
-        match global(module, name) {
+        let known = match (module, name) {
+            ("torch._utils", "_rebuild_qtensor") if self.scripts => {
+                Some(Global::Function(Function::Quantised))
+            }
+            (
+                "torch",
+                "QInt8Storage" | "QUInt8Storage" | "QInt32Storage" | "per_tensor_affine"
+                | "per_channel_affine",
+            ) if self.scripts => Some(Global::Storage(None)),
+            _ => global(module, name),
+        };
+        match known {
             Some(global) => {
                 self.stack.push(Value::Global(global));
                 Ok(())
@@ -754,15 +772,18 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// The refusal of quantised tensors.
+pub fn quantised(file: &str) -> anyhow::Error {
+    bad_input!("{file} holds quantised tensors, which cannot be read: save the dequantised weights")
+}
+
 /// The refusal of a name that no tensor needs.
 fn foreign(file: &str, module: &str, name: &str) -> anyhow::Error {
     let whole_module = ["torch.nn.", "torchvision.", "timm.", "transformers.", "__main__"]
         .iter()
         .any(|start| module.starts_with(start));
     match (module, name) {
-        ("torch._utils", "_rebuild_qtensor") => {
-            bad_input!("{file} holds quantised tensors, which cannot be read: save the dequantised weights")
-        }
+        ("torch._utils", "_rebuild_qtensor") => quantised(file),
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_nested_tensor") => {
             bad_input!("{file} holds sparse or nested tensors, which cannot be read: save dense ones")
         }

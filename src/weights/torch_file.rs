@@ -183,6 +183,7 @@ pub fn open_zip(file: FileMap, selected: Option<&str>) -> Result<Weights> {
                 bail_input!("{name} is a TorchScript archive: it has no containers to choose from");
             }
             reader.place = Place::Members { members, folder: "data/" };
+            reader.weights.quantised = data.quantised();
             reader.collect_modules(&data)?;
             if let Some(constants) = constants {
                 reader.enter("constants/");
@@ -648,6 +649,7 @@ fn tensor_call(pickle: &Pickle, value: Value) -> Option<(Function, &[Value])> {
                 }
                 _ => return None,
             },
+            Function::Quantised => return None,
         }
     }
     None

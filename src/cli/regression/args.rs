@@ -250,6 +250,8 @@ pub fn trainer_flags(train: &TrainArgs) -> Vec<&'static str> {
         ("--label-smoothing", train.label_smoothing.is_some()),
         ("--freeze", !train.freeze.is_empty()),
         ("--profile", train.profile),
+        ("--processes", train.group.processes.is_some()),
+        ("--init", train.group.init.is_some()),
     ];
     given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
 }

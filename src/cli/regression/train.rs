@@ -12,6 +12,7 @@ use super::trained::{Fitted, Trained};
 use crate::cli::family::FamilyRecipe;
 use crate::cli::{TrainArgs, print, session};
 use crate::data::table::TableSource;
+use crate::distributed::rendezvous::is_first;
 use crate::native::system;
 use crate::regression::config::{Goal, ModelName};
 use crate::regression::design::{Design, RowSource, StreamedRows};
@@ -72,7 +73,7 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
             }
         };
         crate::cli::train::run::<Regression>(&train)?;
-        return if train.dry_run { Ok(()) } else { write_linear(&run) };
+        return if train.dry_run || !is_first(&train.group)? { Ok(()) } else { write_linear(&run) };
     }
     if let [first, ..] = given.as_slice() {
         bail_input!(
@@ -353,7 +354,7 @@ impl Done<'_> {
         encoding: &Encoding,
         residuals: Option<&crate::regression::inference::Residuals>,
     ) -> Result<()> {
-        let environment = session::environment(&self.recipe.training)?;
+        let environment = session::environment(&self.recipe.training, 1)?;
         let mut timings: Vec<(String, f64)> =
             self.seconds.iter().map(|(name, seconds)| ((*name).to_owned(), *seconds)).collect();
         timings.push(("whole run".to_owned(), summary.wall_seconds));

@@ -154,7 +154,8 @@ impl Family for Rnn {
                 Ok(shared(splits, Sequences::Labelled))
             }
             RnnGoal::Lm => {
-                let opened = open_text(data, training.batch_size, training.eval_batch_size(), kept)?;
+                let streams = training.global_batch_size();
+                let opened = open_text(data, streams, training.eval_batch_size.unwrap_or(streams), kept)?;
                 settle("vocabulary", &mut model.vocabulary, opened.tokenizer.vocabulary_size() as i64)?;
                 log.info(format!(
                     "{} of {} tokens; {} tokens to learn from",

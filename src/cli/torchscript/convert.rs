@@ -18,7 +18,7 @@ use crate::tasks::Task;
 use crate::training::checkpoint::{Checkpoint, Progress};
 use crate::training::run::RunFolder;
 use crate::weights::{self, NamedTensors, tensors_of, write_safetensors};
-use crate::{bail_input, files};
+use crate::{bad_input, bail_input, files};
 
 /// Arguments of `convert`.
 #[derive(Debug, Args)]
@@ -38,8 +38,11 @@ pub struct ConvertArgs {
     /// Freeze the module for inference: parameters become constants
     #[arg(long)]
     freeze: bool,
+    /// Freeze it, and store the weights of linear layers in 8 bits; they quantise their inputs at each call, on CPUs only
+    #[arg(long, conflicts_with_all = ["freeze", "dtype"])]
+    int8: bool,
     /// Methods to keep besides forward when freezing
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "freeze")]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     keep: Vec<String>,
     /// The architecture of a run
     #[arg(long, value_name = "NAME")]
@@ -89,8 +92,12 @@ pub fn run(arguments: &ConvertArgs) -> Result<()> {
     if arguments.to != Target::Run && arguments.model.is_some() {
         bail_input!("--model goes with --to run");
     }
-    if arguments.to != Target::Torchscript && arguments.freeze {
-        bail_input!("--freeze goes with --to torchscript");
+    let freezes = arguments.freeze || arguments.int8;
+    if arguments.to != Target::Torchscript && freezes {
+        bail_input!("--freeze and --int8 go with --to torchscript");
+    }
+    if !freezes && !arguments.keep.is_empty() {
+        bail_input!("--keep goes with --freeze or --int8");
     }
     match arguments.to {
         Target::Safetensors => {
@@ -117,18 +124,29 @@ pub fn run(arguments: &ConvertArgs) -> Result<()> {
             if let Some(dtype) = arguments.dtype {
                 module.cast(dtype.kind())?;
             }
-            let module = match arguments.freeze {
-                true => {
-                    let kept: Vec<&str> = arguments.keep.iter().map(String::as_str).collect();
-                    module.frozen(&kept).map_err(|error| {
-                        crate::bad_input!(
-                            "{} cannot be frozen: {}",
-                            arguments.file.display(),
-                            crate::script::first_line(&format!("{error:#}"))
-                        )
-                    })?
+            let kept: Vec<&str> = arguments.keep.iter().map(String::as_str).collect();
+            let unfrozen = |error: anyhow::Error| {
+                bad_input!(
+                    "{} cannot be frozen: {}",
+                    arguments.file.display(),
+                    crate::script::first_line(&format!("{error:#}"))
+                )
+            };
+            let module = if arguments.int8 {
+                let (module, layers) = module.quantized(&kept).map_err(unfrozen)?;
+                if layers == 0 {
+                    bail_input!(
+                        "{} has no linear layer in fp32 whose weights are its own: nothing of it can be stored in 8 bits",
+                        arguments.file.display()
+                    );
                 }
-                false => module,
+                Log::new(Verbosity::from_flags(false, true))
+                    .result(format!("weights of 8 bits in linear layers: {layers}"));
+                module
+            } else if arguments.freeze {
+                module.frozen(&kept).map_err(unfrozen)?
+            } else {
+                module
             };
             place(&arguments.out, |staged| {
                 module.save(staged)?;
@@ -163,11 +181,12 @@ fn to_run(arguments: &ConvertArgs) -> Result<()> {
     folder.write_recipe(&json!(recipe))?;
     let checkpoint = Checkpoint {
         progress: Progress::default(),
-        environment: session::environment(&recipe.training)?,
+        environment: session::environment(&recipe.training, 1)?,
         data: None,
         model: tensors_of(task.parameters()),
         average: None,
         optimizer: NamedTensors::new(),
+        gradients: None,
     };
     folder.save(&checkpoint, false, 0)?;
     Log::new(Verbosity::from_flags(false, true)).result(format!("wrote {}", arguments.out.display()));

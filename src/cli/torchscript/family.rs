@@ -17,6 +17,8 @@ use crate::cli::{CommonVerb, run_common, session};
 use crate::data::Splits;
 use crate::data::image_dataset::{ImageDataset, Views};
 use crate::data::images::ImageDataConfig;
+use crate::distributed::SingleProcess;
+use crate::distributed::rendezvous::GroupArgs;
 use crate::models::Parameters;
 use crate::models::image::ImageModelConfig;
 use crate::models::scripted::NAME;
@@ -253,6 +255,7 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
             split,
             tta,
             format,
+            group: GroupArgs::default(),
         })));
     }
     let Some(data) = data else { bail_input!("a module comes without data: give --data") };
@@ -299,5 +302,6 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
         Views::default(),
         format,
         &log,
+        &mut SingleProcess,
     )
 }

@@ -139,7 +139,7 @@ impl Dataset for ClassifiedTexts {
 /// Batches by length, where they are wanted.
 pub(super) fn buckets(lengths: &Arc<[u32]>, on: bool, wanted: Batching) -> Option<Arc<dyn Sampler>> {
     on.then(|| {
-        let Batching { batch_size, seed, train } = wanted;
+        let Batching { batch_size, seed, train, .. } = wanted;
         Arc::new(LengthBuckets { lengths: lengths.clone(), batch_size, seed, shuffled: train })
             as Arc<dyn Sampler>
     })

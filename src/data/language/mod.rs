@@ -289,7 +289,7 @@ impl Dataset for LanguageData {
     }
 
     fn sampler(&self, wanted: Batching) -> Result<Option<Arc<dyn Sampler>>> {
-        let Batching { batch_size, seed, train } = wanted;
+        let Batching { batch_size, seed, train, .. } = wanted;
         Ok(match self {
             Self::Blocks(_) => None,
             Self::Rows(rows) => Some(Arc::new(LengthBuckets {

@@ -206,7 +206,7 @@ impl LabelledSequences {
 
     /// Batches of like lengths, unless all are equal.
     pub fn sampler(&self, wanted: Batching) -> Option<Arc<dyn Sampler>> {
-        let Batching { batch_size, seed, train } = wanted;
+        let Batching { batch_size, seed, train, .. } = wanted;
         let equal = self.lengths.windows(2).all(|pair| pair[0] == pair[1]);
         (!equal).then(|| {
             Arc::new(LengthBuckets { lengths: self.lengths.clone(), batch_size, seed, shuffled: train })

@@ -11,7 +11,7 @@ use super::config::{SHAKESPEARE_MINI, SequenceDataConfig};
 use crate::bail_input;
 use crate::data::Splits;
 use crate::data::fingerprint::Fingerprint;
-use crate::data::order::{Sampler, Sequential};
+use crate::data::order::{EpochPlan, Sampler, Sequential};
 use crate::data::table::open_bytes;
 use crate::data::text::{TextTokenizer, Tokens};
 
@@ -30,6 +30,23 @@ pub struct TextWindows {
     window: usize,
     /// Tokens that each stream predicts; the last one may have fewer.
     length: usize,
+}
+
+/// Each batch goes on where the one before it ended.
+struct Windows(Sequential);
+
+impl Sampler for Windows {
+    fn batches_per_epoch(&self) -> usize {
+        self.0.batches_per_epoch()
+    }
+
+    fn plan(&self, epoch: u64) -> Result<EpochPlan> {
+        self.0.plan(epoch)
+    }
+
+    fn is_sequence(&self) -> bool {
+        true
+    }
 }
 
 /// A window of each stream.
@@ -89,7 +106,7 @@ impl TextWindows {
 
     /// Window after window, all streams of each.
     pub fn sampler(&self) -> Arc<dyn Sampler> {
-        Arc::new(Sequential { len: self.len(), batch_size: self.streams })
+        Arc::new(Windows(Sequential { len: self.len(), batch_size: self.streams }))
     }
 
     /// One window of some streams.

@@ -361,9 +361,11 @@ impl Dataset for Translations {
 
     fn sampler(&self, wanted: Batching) -> Result<Option<Arc<dyn Sampler>>> {
         let lengths = self.lengths.clone();
-        let Batching { batch_size, seed, train } = wanted;
+        let Batching { batch_size, processes, seed, train } = wanted;
         Ok(Some(match self.batch_tokens.filter(|_| train) {
-            Some(tokens) => Arc::new(TokenBudget::new(lengths, tokens, Some(batch_size), seed, train)?),
+            Some(tokens) => {
+                Arc::new(TokenBudget::new(lengths, tokens * processes, Some(batch_size), seed, train)?)
+            }
             None => Arc::new(LengthBuckets { lengths, batch_size, seed, shuffled: train }),
         }))
     }

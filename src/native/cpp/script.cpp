@@ -6,14 +6,18 @@
 #include "shim.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/csrc/jit/passes/freeze_module.h>
+#include <torch/csrc/jit/passes/fuse_linear.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <dlfcn.h>
 
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -254,6 +258,46 @@ std::unique_ptr<SuiteValue> back(const c10::IValue& value, size_t depth) {
   return made;
 }
 
+// What one operation of libtorch's gives for these arguments.
+c10::IValue call(const char* operation, torch::jit::Stack stack) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(operation, "").callBoxed(&stack);
+  return stack.front();
+}
+
+// Weights in 8 bits with a scale for each row, symmetric, as torch.ao's observer per channel has it; with the bias in the form that the kernel takes.
+c10::IValue packed(const at::Tensor& weight, const c10::IValue& bias) {
+  const at::Tensor scales = (weight.abs().amax(1).to(at::kDouble) / 127.5).clamp_min(std::numeric_limits<float>::epsilon());
+  const at::Tensor zeros = at::zeros(scales.sizes(), at::kLong);
+  return call("quantized::linear_prepack", {at::quantize_per_channel(weight, scales, zeros, 0, at::kQInt8), bias});
+}
+
+// Replaces the linear layers of a frozen graph, whose weights are constants, by such with dynamically quantised inputs. Their weights become attributes
+// of the module.
+void quantize_linear_layers(Module& module, torch::jit::Graph& graph, torch::jit::Block* block, size_t& layers) {
+  using torch::jit::Node;
+  using torch::jit::Value;
+  for (auto next = block->nodes().begin(); next != block->nodes().end();) {
+    Node* node = *next++;
+    for (torch::jit::Block* inner : node->blocks()) quantize_linear_layers(module, graph, inner, layers);
+    if (node->kind() != c10::aten::linear) continue;
+    const auto weight = torch::jit::toIValue(node->input(1));
+    const auto bias = torch::jit::toIValue(node->input(2));
+    if (!weight || !bias || !weight->isTensor() || weight->toTensor().scalar_type() != at::kFloat || weight->toTensor().dim() != 2) continue;
+    const std::string name = "int8_linear_" + std::to_string(layers++);
+    const c10::IValue value = packed(weight->toTensor().cpu().contiguous(), *bias);
+    module.register_attribute(name, value.type(), value);
+    torch::jit::WithInsertPoint here(node);
+    Value* attribute = graph.insertGetAttr(graph.inputs().at(0), name);
+    // Inputs in 7 bits, which no kernel's sums overflow with.
+    Value* reduce_range = graph.insertConstant(true);
+    Node* made = graph.insertNode(
+        graph.create(c10::Symbol::fromQualString("quantized::linear_dynamic"), {node->input(0), attribute, reduce_range}));
+    made->output()->setType(c10::TensorType::get());
+    node->output()->replaceAllUsesWith(made->output());
+    node->destroy();
+  }
+}
+
 torch::jit::Method method_of(const Module& module, const char* name) {
   const auto method = module.find_method(name);
   TORCH_CHECK(method, "there is no method `", name, "`");
@@ -328,6 +372,26 @@ char* suite_script_freeze(const Module* module, const char* const* kept, size_t 
     copy.eval();
     const std::vector<std::string> preserved(kept, kept + count);
     *result = new Module(torch::jit::freeze(copy, preserved, /*optimize_numerics=*/true));
+  });
+}
+
+// The same with 8-bit weights in linear layers, as many as are counted.
+char* suite_script_quantize(const Module* module, const char* const* kept, size_t count, Module** result, size_t* layers) {
+  return suite::guarded([&] {
+    at::NoGradGuard no_grad;
+    Module copy = module->clone();
+    copy.eval();
+    const std::vector<std::string> preserved(kept, kept + count);
+    // Without the numeric optimisations, which would make other operations of linear layers.
+    Module frozen = torch::jit::freeze(copy, preserved, /*optimize_numerics=*/false);
+    *layers = 0;
+    for (const torch::jit::Method& method : frozen.get_methods()) {
+      std::shared_ptr<torch::jit::Graph> graph = method.graph();
+      torch::jit::FuseLinear(graph);
+      quantize_linear_layers(frozen, *graph, graph->block(), *layers);
+      torch::jit::EliminateDeadCode(graph);
+    }
+    *result = new Module(std::move(frozen));
   });
 }
 
