@@ -73,8 +73,9 @@ def translator(folder, run, source, translations):
         found = tokenizers[1].decode(tokens)
         require(found.strip() == line["text"].strip(), f"{text!r} becomes {found!r} here and {line['text']!r} there")
         length = len(tokens) + 1
-        largest = max(largest, abs(total / length - line["score"]))
-    require(largest <= 1e-4, f"scores are {largest:.1e} apart")
+        difference = abs(total / length - line["score"])
+        require(difference <= 1e-4, f"the scores of {found!r} are {difference:.1e} apart")
+        largest = max(largest, difference)
     print(f"{len(texts)} translations are equal, their scores at most {largest:.1e} apart")
 
 

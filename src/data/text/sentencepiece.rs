@@ -1,6 +1,6 @@
 //! SentencePiece models (Kudo and Richardson, 2018), which the folders of Marian, T5 and LLaMA hold, older ones in place of a tokenizer.json.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -66,10 +66,14 @@ const BYTE: i32 = 6;
 /// What stands for a space.
 const SPACE: char = '\u{2581}';
 
-/// Scores of pieces that a model does not know but the vocabulary has, since another model shares it. SentencePiece looks what it does not know up in the
-/// vocabulary, so pieces of unknown characters alone are taken where nothing else fits; others never, but they can be read back.
+/// Scores of pieces that a model does not know but the vocabulary has, since another model shares it. Marian looks runs of characters that the model does not
+/// know up in the vocabulary as they are: those of one character are found there, taken where nothing else fits. Longer ones are unknown here, as they
+/// are there but for the few that are a piece as a whole. Other pieces are never taken, but can be read back.
 const LAST_RESORT: f64 = -1e6;
 const NEVER: f64 = -1e9;
+
+/// Stands for what is unknown: a code point that is no character.
+const NOT_IN_ANY_TEXT: char = '\u{10FFFF}';
 
 /// The tokenizers of sources and targets of a Marian folder (`source.spm`, `target.spm`, `vocab.json`, with a `target_vocab.json` where vocabularies
 /// differ); none where the folder has no such files.
@@ -140,7 +144,7 @@ pub(super) fn sentencepiece_json(path: &Path, sentinels: usize) -> Result<String
             })
         }
     };
-    Ok(model.document(added, inner, bytes).to_string())
+    Ok(model.document(added, inner, bytes, None).to_string())
 }
 
 /// The pairs that BPE joins, soonest first: every way to split a piece into two others, in the order of the pieces' scores.
@@ -184,8 +188,8 @@ impl SentencePiece {
         Ok(Self { pieces: proto.pieces, kind, normalizer })
     }
 
-    /// A `tokenizer.json` that does to a text what the model does.
-    fn document(&self, added: Vec<Value>, model: Value, bytes: bool) -> Value {
+    /// A `tokenizer.json` that does to a text what the model does. What `unknown` matches becomes a character that no piece has.
+    fn document(&self, added: Vec<Value>, model: Value, bytes: bool, unknown: Option<String>) -> Value {
         let mut steps = Vec::new();
         if let Some(map) = self.normalizer.precompiled_charsmap.as_ref().filter(|map| !map.is_empty()) {
             steps.push(json!({ "type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(map) }));
@@ -194,25 +198,28 @@ impl SentencePiece {
             steps.push(json!({ "type": "Replace", "pattern": { "Regex": "^ +| +$" }, "content": "" }));
             steps.push(json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " }));
         }
-        let prefix = match self.normalizer.add_dummy_prefix.unwrap_or(true) {
-            true if self.kind == UNIGRAM => "always",
-            // What stands behind a token that is found as a whole is no beginning.
-            true => "first",
-            false => "never",
-        };
+        if let Some(unknown) = unknown {
+            let pattern = json!({ "Regex": unknown });
+            steps.push(json!({ "type": "Replace", "pattern": pattern, "content": NOT_IN_ANY_TEXT }));
+        }
+        // Also where a text begins with a space, which `Metaspace` would take for the prefix.
+        let prefix = self.normalizer.add_dummy_prefix.unwrap_or(true);
+        if prefix {
+            steps.push(json!({ "type": "Prepend", "prepend": SPACE }));
+        }
         // Pieces of BPE may hold several spaces.
         let split = self.kind == UNIGRAM;
-        let metaspace =
-            json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": prefix, "split": split });
+        let metaspace = |scheme: &str| json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": split });
+        let reading = metaspace(if prefix { "always" } else { "never" });
         let decoder = match bytes {
-            false => metaspace.clone(),
-            true => json!({ "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, metaspace] }),
+            false => reading,
+            true => json!({ "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, reading] }),
         };
         json!({
             "version": "1.0",
             "added_tokens": added,
             "normalizer": { "type": "Sequence", "normalizers": steps },
-            "pre_tokenizer": metaspace,
+            "pre_tokenizer": metaspace("never"),
             "post_processor": null,
             "decoder": decoder,
             "model": model,
@@ -251,12 +258,19 @@ fn with_vocabulary(path: &Path, vocabulary: &Path) -> Result<TextTokenizer> {
     // A number that no piece has is one that no text has.
     let mut pieces: Vec<(String, f64)> =
         (0..size).map(|number| (format!("<unused{number}>"), NEVER)).collect();
+    let mut looked_up = BTreeSet::new();
     for (piece, &number) in &numbers {
-        let unheard = || match piece.chars().any(|character| characters.contains(&character)) {
-            true => NEVER,
-            false => LAST_RESORT,
+        let known = scores.get(piece.as_str()).copied();
+        let mut letters = piece.chars();
+        let score = match (known, letters.next(), letters.next()) {
+            (Some(score), ..) => score,
+            (None, Some(only), None) if !characters.contains(&only) => {
+                looked_up.insert(only);
+                LAST_RESORT
+            }
+            _ => NEVER,
         };
-        pieces[number] = (piece.clone(), scores.get(piece.as_str()).copied().unwrap_or_else(unheard));
+        pieces[number] = (piece.clone(), score);
     }
     let Some(unknown) = numbers.get("<unk>") else {
         bail_input!("{} has no `<unk>`", vocabulary.display());
@@ -264,5 +278,13 @@ fn with_vocabulary(path: &Path, vocabulary: &Path) -> Result<TextTokenizer> {
     let marks = ["</s>", "<unk>", "<pad>"];
     let added = marks.iter().filter_map(|mark| Some(added_token(*numbers.get(*mark)?, mark, true))).collect();
     let inner = json!({ "type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": false });
-    TextTokenizer::of_json(&model.document(added, inner, false).to_string())
+    let class = |characters: &mut dyn Iterator<Item = char>| {
+        characters.map(|character| format!("\\x{{{:X}}}", u32::from(character))).collect::<String>()
+    };
+    // Spaces are marked later.
+    let spaced = characters.iter().copied().filter(|&character| character != SPACE).chain([' ']);
+    let known = class(&mut spaced.collect::<BTreeSet<char>>().into_iter());
+    let looked_up = class(&mut looked_up.into_iter());
+    let unheard = format!("[^{known}]{{2,}}|[^{known}{looked_up}]");
+    TextTokenizer::of_json(&model.document(added, inner, false, Some(unheard)).to_string())
 }

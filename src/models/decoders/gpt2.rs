@@ -195,6 +195,19 @@ impl Gpt2 {
     }
 }
 
+/// A block in training that is computed again in the backward pass.
+fn forward_again(
+    block: &Rc<Block>,
+    input: &Tensor,
+    mask: Option<&Tensor>,
+    config: &Rc<Gpt2Config>,
+) -> Tensor {
+    let (block, config, mask) = (block.clone(), config.clone(), mask.map(Tensor::shallow_clone));
+    let segment =
+        move |x: &Tensor| block.forward(x, mask.as_ref(), &mut LayerCache::default(), &config, true);
+    checkpoint(input, segment).unwrap()
+}
+
 /// `lm_head` with a weight of its own.
 pub(super) fn untied_head(scope: &Scope, width: i64, vocabulary: i64, init: Init) -> Result<Linear> {
     let head = Linear::without_bias(&scope.child("lm_head").undrawn(), width, vocabulary)?;
@@ -210,14 +223,7 @@ impl Decoder for Gpt2 {
         let again = self.recompute && train && cache.is_empty();
         let x = self.blocks.iter().zip(&mut cache.layers).fold(x, |x, (block, cache)| match again {
             false => block.forward(&x, layout.mask, cache, &self.config, train),
-            true => {
-                let (block, config) = (block.clone(), self.config.clone());
-                let mask = layout.mask.map(Tensor::shallow_clone);
-                let segment = move |x: &Tensor| {
-                    block.forward(x, mask.as_ref(), &mut LayerCache::default(), &config, train)
-                };
-                checkpoint(&x, segment).unwrap()
-            }
+            true => forward_again(block, &x, layout.mask, &self.config),
         });
         self.ln_f.forward(&x)
     }

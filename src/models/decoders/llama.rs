@@ -285,6 +285,23 @@ impl Llama {
     }
 }
 
+/// A layer in training that is computed again in the backward pass.
+fn forward_again(
+    layer: &Rc<Layer>,
+    input: &Tensor,
+    rotation: &Rc<Rotation>,
+    mask: Option<&Tensor>,
+    dropout: f64,
+    config: &Rc<LlamaConfig>,
+) -> Tensor {
+    let (layer, rotation, config) = (layer.clone(), rotation.clone(), config.clone());
+    let mask = mask.map(Tensor::shallow_clone);
+    let segment = move |x: &Tensor| {
+        layer.forward(x, &rotation, &mut LayerCache::default(), mask.as_ref(), dropout, &config)
+    };
+    checkpoint(input, segment).unwrap()
+}
+
 impl Decoder for Llama {
     fn read(&self, tokens: &Tensor, layout: Layout<'_>, cache: &mut DecoderCache, train: bool) -> Tensor {
         let x = self.embed_tokens.forward(tokens); // [batch, length, hidden_size]
@@ -294,14 +311,7 @@ impl Decoder for Llama {
         let again = self.recompute && train && cache.is_empty();
         let x = self.layers.iter().zip(&mut cache.layers).fold(x, |x, (layer, cache)| match again {
             false => layer.forward(&x, &rotation, cache, layout.mask, rate, &self.config),
-            true => {
-                let (layer, config, rotation) = (layer.clone(), self.config.clone(), rotation.clone());
-                let mask = layout.mask.map(Tensor::shallow_clone);
-                let segment = move |x: &Tensor| {
-                    layer.forward(x, &rotation, &mut LayerCache::default(), mask.as_ref(), rate, &config)
-                };
-                checkpoint(&x, segment).unwrap()
-            }
+            true => forward_again(layer, &x, &rotation, layout.mask, rate, &self.config),
         });
         self.norm.forward(&x)
     }
