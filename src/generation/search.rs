@@ -77,6 +77,13 @@ pub struct Marks {
     pub force_end: bool,
 }
 
+impl Marks {
+    /// Whether the token that makes a text `length` long is the end, whatever the model says: it costs nothing.
+    fn forced(&self, length: usize, config: &SearchConfig) -> bool {
+        self.force_end && length == config.max_length
+    }
+}
+
 /// One text that was found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hypothesis {
@@ -153,10 +160,11 @@ pub fn sample(
     let mut scores = Vec::new();
     for length in 1..=config.max_length {
         let logits = writer.step(&newest).f_to_kind(Kind::Float)?; // [rows, vocabulary]
+        // What makes log-probabilities of them, of all tokens whether they may be drawn or not, comes along: one copy for both.
+        let sums = logits.f_logsumexp(1, true)?;
         let logits = restrict(&logits, written.as_ref(), length, marks, config);
         let vocabulary = logits.size()[1] as usize;
-        // What makes probabilities of them comes along: one copy for all.
-        let with_sums = Tensor::f_cat(&[&logits, &logits.f_logsumexp(1, true)?], 1)?;
+        let with_sums = Tensor::f_cat(&[&logits, &sums], 1)?;
         scores.resize(with_sums.numel(), 0f32);
         with_sums
             .f_to_device(tch::Device::Cpu)?
@@ -166,7 +174,10 @@ pub fn sample(
         for (row, (&text, scores)) in rows.iter().zip(scores.chunks(vocabulary + 1)).enumerate() {
             let hypothesis = &mut texts[text];
             let token = samplers[text].next(&scores[..vocabulary], &whole[text]);
-            hypothesis.log_probability += f64::from(scores[token as usize]) - f64::from(scores[vocabulary]);
+            if !marks.forced(length, config) {
+                let logit = f64::from(scores[token as usize]);
+                hypothesis.log_probability += logit - f64::from(scores[vocabulary]);
+            }
             if token == marks.end {
                 hypothesis.ended = true;
             } else {
@@ -506,7 +517,7 @@ fn restrict(
     if let Some(written) = written {
         scores = written.forbid_repeating(&scores, config.no_repeat_ngram as i64);
     }
-    if marks.force_end && length == config.max_length {
+    if marks.forced(length, config) {
         let forced = scores.full_like(f64::NEG_INFINITY);
         let _ = forced.i((.., marks.end)).fill_(0.0);
         scores = forced;
