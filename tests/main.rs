@@ -7,6 +7,7 @@ mod support;
 mod accumulation;
 mod augmentation;
 mod bad_input;
+mod distributed;
 mod encoders;
 mod evaluation;
 mod explanations;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tch_suite::cli::augment::{AugmentArgs, augment};
+use tch_suite::cli::bench_distributed::{self, BenchDistributedArgs};
 use tch_suite::cli::calibrate::{CalibrateArgs, calibrate};
 use tch_suite::cli::cnn::{BatchesArgs, Cnn, write_batches};
 use tch_suite::cli::explain::{self, ExplainArgs};
@@ -30,6 +31,8 @@ enum Verb {
     Explain(Box<ExplainArgs>),
     /// Write a data set as tar archives that training reads in sequence
     Shards(Box<ShardsArgs>),
+    /// What training on several processes costs: the all-reduce by size, a step alone and together
+    BenchDistributed(Box<BenchDistributedArgs>),
 }
 
 fn main() -> ExitCode {
@@ -40,5 +43,6 @@ fn main() -> ExitCode {
         Verb::Augment(arguments) => augment(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Shards(arguments) => shards::run(&arguments),
+        Verb::BenchDistributed(arguments) => bench_distributed::run::<Cnn>(&arguments),
     })
 }

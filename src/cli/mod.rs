@@ -4,6 +4,7 @@
 
 mod args;
 pub mod augment;
+pub mod bench_distributed;
 pub mod calibrate;
 pub mod cnn;
 mod compare;

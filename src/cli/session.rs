@@ -343,6 +343,8 @@ fn with_arguments<F: Family>(
     let mut recipe: FamilyRecipe<F> = recipe::typed(value, origin)?;
     recipe.attachments = attachments;
     recipe.training.eval_batch_size = arguments.batch_size.or(recipe.training.eval_batch_size);
+    // Whoever looks on does not change how a batch was meant.
+    recipe.training.distributed.processes.get_or_insert(1);
     recipe.training.validate()?;
     Ok(recipe)
 }

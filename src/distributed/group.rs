@@ -41,6 +41,11 @@ impl ProcessGroup {
         &self.meeting
     }
 
+    /// Begins anew to find out how gradients are best cut and sent.
+    pub fn configure(&mut self, config: &DistributedConfig) {
+        self.gradients = GradientSums::new(config);
+    }
+
     /// The collectives themselves.
     pub fn collectives(&self) -> &Group {
         &self.group

@@ -5,8 +5,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::channel;
-use std::thread::{JoinHandle, sleep};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -31,7 +31,13 @@ pub struct Meeting {
     /// Collectives begun.
     begun: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
-    beating: Option<JoinHandle<()>>,
+    beating: Option<Heart>,
+}
+
+/// The thread that gives signs of life.
+struct Heart {
+    thread: Thread,
+    ended: Receiver<()>,
 }
 
 impl Meeting {
@@ -136,21 +142,25 @@ impl Meeting {
     }
 
     /// Says that this process lives, until the meeting is over.
-    fn beat(&self) -> Result<JoinHandle<()>> {
+    fn beat(&self) -> Result<Heart> {
         let store = self.store.connect_again()?;
         let (begun, over, rank) = (self.begun.clone(), self.over.clone(), self.rendezvous.rank);
+        let (ending, ended) = channel();
         let beat = move || {
             for number in 0u64.. {
                 if over.load(Ordering::Relaxed) {
-                    return;
+                    break;
                 }
                 let text = format!("{number} {}", begun.load(Ordering::Relaxed));
                 // A store that is gone is told by what the trainer does next.
                 let _ = store.set(&format!("tch_suite/alive/{rank}"), &text);
-                sleep(BEAT);
+                park_timeout(BEAT);
             }
+            drop(store);
+            let _ = ending.send(());
         };
-        std::thread::Builder::new().name("heartbeat".to_owned()).spawn(beat).context("starting a thread")
+        let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(beat);
+        Ok(Heart { thread: thread.context("starting a thread")?.thread().clone(), ended })
     }
 
     fn noted_failure(&self, store: &Store) -> Result<Option<String>> {
@@ -199,6 +209,11 @@ impl Meeting {
 impl Drop for Meeting {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+        if let Some(heart) = self.beating.take() {
+            heart.thread.unpark();
+            // Its connection is best gone before the process ends; one that hangs is not waited for.
+            let _ = heart.ended.recv_timeout(BEAT / 2);
+        }
     }
 }
 

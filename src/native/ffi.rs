@@ -384,6 +384,7 @@ unsafe extern "C" {
     pub fn suite_group_sum(group: *const Group, tensor: Tensor) -> Outcome;
     pub fn suite_group_begin_sum(group: *const Group, tensor: Tensor, result: *mut *mut Pending) -> Outcome;
     pub fn suite_pending_wait(pending: *mut Pending) -> Outcome;
+    pub fn suite_pending_free(pending: *mut Pending);
     pub fn suite_group_gather(group: *const Group, tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;
     pub fn suite_group_broadcast(group: *const Group, tensors: List, root: i32) -> Outcome;
     pub fn suite_group_barrier(group: *const Group) -> Outcome;

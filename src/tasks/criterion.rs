@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Reduction, Tensor};
 
-use super::Mode;
+use super::{Mode, wide};
 use crate::bail_input;
 
 /// How the loss differs from plain cross-entropy in training.
@@ -78,20 +78,25 @@ impl ClassificationCriterion {
 
     /// The summed loss of a batch of classes, or of targets that give each class a probability. Computed in float32 under autocast too, as in PyTorch.
     pub fn loss_sum(&self, logits: &Tensor, labels: &Tensor, mode: Mode) -> Result<Tensor> {
-        let logits = logits.f_to_kind(Kind::Float)?;
+        let logits = wide(logits)?;
+        let kind = logits.kind();
         let (weights, smoothing, gamma) = match mode {
             Mode::Train => {
-                let weights = self.class_weights.as_ref().map(|(_, weights)| weights);
-                (weights, self.label_smoothing, self.focal_gamma)
+                let weights = self.class_weights.as_ref().map(|(_, weights)| weights.f_to_kind(kind));
+                (weights.transpose()?, self.label_smoothing, self.focal_gamma)
             }
             Mode::Evaluate => (None, 0.0, 0.0),
+        };
+        let labels = &match labels.is_floating_point() {
+            true => labels.f_to_kind(kind)?,
+            false => labels.shallow_clone(),
         };
         if self.multi_label {
             let none = None::<&Tensor>;
             let losses = logits.f_binary_cross_entropy_with_logits(labels, none, none, Reduction::None)?;
             let losses = if gamma > 0.0 { focal(&losses, &losses, gamma)? } else { losses };
             // [batch, labels] to the sum over the batch of the mean over labels
-            return Ok(losses.f_mean_dim(-1i64, false, Kind::Float)?.f_sum(Kind::Float)?);
+            return Ok(losses.f_mean_dim(-1i64, false, kind)?.f_sum(kind)?);
         }
         if gamma > 0.0 {
             let plain = logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::None, -100, 0.0)?;
@@ -99,7 +104,7 @@ impl ClassificationCriterion {
                 Some(weights) => plain.f_mul(&weights.f_index_select(0, labels)?)?,
                 None => plain.shallow_clone(),
             };
-            return Ok(focal(&weighted, &plain, gamma)?.f_sum(Kind::Float)?);
+            return Ok(focal(&weighted, &plain, gamma)?.f_sum(kind)?);
         }
         logits
             .f_cross_entropy_loss(labels, weights, Reduction::Sum, -100, smoothing)

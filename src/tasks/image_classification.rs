@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::classification::{ClassificationEvaluator, Judged, METRICS};
 use super::criterion::{ClassificationCriterion, ClassificationLoss};
 use super::multi_label::{self, MultiLabelEvaluator};
-use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
+use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task, wide};
 use crate::data::augment::mixing::Mix;
 use crate::data::image_dataset::ImageBatch;
 use crate::data::images::Normalisation;
@@ -105,7 +105,7 @@ impl ImageClassification {
         if views == 1 {
             return Ok(logits.shallow_clone());
         }
-        let logits = logits.f_to_kind(Kind::Float)?;
+        let logits = wide(&logits)?;
         // [batch · views, classes] to [batch, views, classes]
         let of_views = |values: Tensor| values.f_unflatten(0, [-1, views]);
         Ok(match self.is_multi_label() {

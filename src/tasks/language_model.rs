@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use tch::{Kind, Reduction, Tensor};
 
-use super::{Mode, StepOutput, Sum, Task};
+use super::{Mode, StepOutput, Sum, Task, wide};
 use crate::bail_input;
 use crate::data::language::{LanguageBatch, Packed};
 use crate::data::translation::IGNORED;
@@ -61,7 +61,7 @@ impl Task for LanguageModel {
 
     fn step(&mut self, batch: &LanguageBatch, mode: Mode) -> Result<StepOutput> {
         let logits = self.logits(&batch.tokens, batch.packed.as_ref(), mode == Mode::Train);
-        let logits = logits.flatten(0, 1).f_to_kind(Kind::Float)?; // [batch · length, vocabulary]
+        let logits = wide(&logits.flatten(0, 1))?; // [batch · length, vocabulary]
         let labels = batch.labels.f_flatten(0, -1)?;
         let loss_sum = logits
             .f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Sum, IGNORED, 0.0)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use tch::{Kind, Reduction, Tensor};
 
-use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput};
+use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, wide};
 use crate::bail_input;
 use crate::data::sequences::StreamBatch;
 use crate::data::text::TextTokenizer;
@@ -57,13 +57,16 @@ impl LanguageModelling {
         let state = match carried.take().filter(|_| !batch.begins) {
             Some(state) if state[0].size()[1] == streams => state,
             // The beginning of the streams, or of another number of them.
-            _ => self.network.recurrent().zero_state(&batch.tokens.f_to_kind(Kind::Float)?),
+            _ => {
+                let kind = self.parameters.entries().first().map_or(Kind::Float, |entry| entry.tensor.kind());
+                self.network.recurrent().zero_state(&batch.tokens.f_to_kind(kind)?)
+            }
         };
         let (logits, after) = self.network.forward(&batch.tokens, &state, mode == Mode::Train);
         *carried = Some(after.iter().map(|tensor| tensor.detach()).collect());
         let smoothing = if mode == Mode::Train { self.label_smoothing } else { 0.0 };
         // In float32 under autocast too, as in PyTorch.
-        let logits = logits.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
+        let logits = wide(&logits.f_flatten(0, 1)?)?;
         let targets = batch.targets.f_flatten(0, 1)?;
         let loss_sum = logits
             .f_cross_entropy_loss::<Tensor>(

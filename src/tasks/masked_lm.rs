@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Kind, Reduction, Tensor};
 
-use super::{Mode, StepOutput, Sum, Task};
+use super::{Mode, StepOutput, Sum, Task, wide};
 use crate::data::encoder_texts::MaskedBatch;
 use crate::models::Parameters;
 use crate::models::encoders::EncoderModel;
@@ -53,7 +53,7 @@ impl Task for MaskedLm {
         let hidden = self.model.encoder().forward(&batch.tokens.inputs(), train); // [batch, longest, width]
         // Words are scored where they are hidden, and nowhere else.
         let hidden = hidden.f_flatten(0, 1)?.f_index_select(0, &batch.places)?; // [hidden, width]
-        let scores = self.model.scores(&hidden, train).f_to_kind(Kind::Float)?; // [hidden, vocabulary]
+        let scores = wide(&self.model.scores(&hidden, train))?; // [hidden, vocabulary]
         let loss_sum =
             scores.f_cross_entropy_loss(&batch.targets, None::<&Tensor>, Reduction::Sum, -100, 0.0)?;
         let sums = match mode {

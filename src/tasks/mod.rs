@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::data::Batch;
 use crate::distributed::Reducer;
@@ -114,6 +114,12 @@ pub trait Task {
             None => Ok(()),
         }
     }
+}
+
+/// Scores as losses are computed of them: in float32 under autocast too, as in PyTorch, in float64 where the model is.
+pub fn wide(scores: &Tensor) -> Result<Tensor> {
+    let kind = if scores.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    Ok(scores.f_to_kind(kind)?)
 }
 
 /// Adds `perplexity`, the exponential of a loss that is a mean over tokens.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Reduction, Tensor};
 
-use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, Task};
+use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, Task, wide};
 use crate::data::encoder_texts::{Passage, QuestionBatch, QuestionSet};
 use crate::distributed::Reducer;
 use crate::models::Parameters;
@@ -80,7 +80,7 @@ impl Task for QuestionAnswering {
 
     fn step(&mut self, batch: &QuestionBatch, mode: Mode) -> Result<StepOutput> {
         let train = mode == Mode::Train;
-        let scores = self.model.forward(&batch.tokens.inputs(), train).f_to_kind(Kind::Float)?; // [batch, longest, 2]
+        let scores = wide(&self.model.forward(&batch.tokens.inputs(), train))?; // [batch, longest, 2]
         let side = |number: i64, targets: &Tensor| {
             let scores = scores.f_select(-1, number)?;
             scores.f_cross_entropy_loss(targets, None::<&Tensor>, Reduction::Sum, -100, 0.0)

@@ -8,7 +8,7 @@ use super::correlation::CorrelationEvaluator;
 use super::criterion::ClassificationLoss;
 use super::image_classification::listed;
 use super::multi_label::{self, MultiLabelEvaluator};
-use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
+use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task, wide};
 use crate::bail_input;
 use crate::data::encoder_texts::{Goal, LabelledBatch, TokenBatch};
 use crate::models::Parameters;
@@ -68,9 +68,9 @@ impl TextClassification {
         &self.classes
     }
 
-    /// Scores of a batch, `[batch, labels]` float32.
+    /// Scores of a batch, `[batch, labels]` float32, or float64 where the model is.
     pub fn scores(&self, tokens: &TokenBatch, mode: Mode) -> Result<Tensor> {
-        Ok(self.model.forward(&tokens.inputs(), mode == Mode::Train).f_to_kind(Kind::Float)?)
+        wide(&self.model.forward(&tokens.inputs(), mode == Mode::Train))
     }
 
     /// What scores stand for: probabilities of classes or of each label, or values.
@@ -84,11 +84,17 @@ impl TextClassification {
 
     /// The summed loss. Computed in float32 under autocast too, as in PyTorch.
     fn loss_sum(&self, scores: &Tensor, targets: &Tensor, mode: Mode) -> Result<Tensor> {
+        let kind = scores.kind();
+        let targets = &match targets.is_floating_point() {
+            true => targets.f_to_kind(kind)?,
+            false => targets.shallow_clone(),
+        };
         match self.goal {
             Goal::Class => {
                 let (weights, smoothing) = match mode {
                     Mode::Train => {
-                        (self.class_weights.as_ref().map(|(_, weights)| weights), self.loss.label_smoothing)
+                        let weights = self.class_weights.as_ref().map(|(_, weights)| weights.f_to_kind(kind));
+                        (weights.transpose()?, self.loss.label_smoothing)
                     }
                     Mode::Evaluate => (None, 0.0),
                 };
@@ -101,7 +107,7 @@ impl TextClassification {
                 let losses =
                     scores.f_binary_cross_entropy_with_logits(targets, none, none, Reduction::None)?;
                 // [batch, labels] to the sum over the batch of the mean over labels
-                Ok(losses.f_mean_dim(-1i64, false, Kind::Float)?.f_sum(Kind::Float)?)
+                Ok(losses.f_mean_dim(-1i64, false, kind)?.f_sum(kind)?)
             }
             Goal::Value => Ok(scores.f_squeeze_dim(-1)?.f_mse_loss(targets, Reduction::Sum)?),
         }

@@ -8,7 +8,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::classification::ClassScores;
 use super::entities::{count_entities, total};
-use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, Sum, Task};
+use super::{Evaluation, Evaluator, Mode, Outcome, StepOutput, Sum, Task, wide};
 use crate::data::encoder_texts::TaggedBatch;
 use crate::distributed::Reducer;
 use crate::models::Parameters;
@@ -65,7 +65,7 @@ impl Task for TokenClassification {
 
     fn step(&mut self, batch: &TaggedBatch, mode: Mode) -> Result<StepOutput> {
         let train = mode == Mode::Train;
-        let scores = self.model.forward(&batch.tokens.inputs(), train).f_to_kind(Kind::Float)?; // [batch, longest, tags]
+        let scores = wide(&self.model.forward(&batch.tokens.inputs(), train))?; // [batch, longest, tags]
         let smoothing = if train { self.label_smoothing } else { 0.0 };
         let flat = scores.f_flatten(0, 1)?;
         let targets = batch.tags.f_flatten(0, -1)?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tch::{Kind, Reduction, Tensor};
 
-use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task};
+use super::{Evaluation, Evaluator, Mode, Outcome, PredictedSample, StepOutput, Sum, Task, wide};
 use crate::data::translation::{IGNORED, PairTokenizers, TranslationBatch};
 use crate::distributed::Reducer;
 use crate::generation::search::{Hypothesis, Marks, SearchConfig, TargetWriter, search};
@@ -99,7 +99,7 @@ impl Task for Translation {
     fn step(&mut self, batch: &TranslationBatch, mode: Mode) -> Result<StepOutput> {
         let train = mode == Mode::Train;
         let logits = self.model.forward(&batch.source, &batch.mask, &batch.target, train);
-        let logits = logits.flatten(0, 1).f_to_kind(Kind::Float)?; // [batch · target, vocabulary]
+        let logits = wide(&logits.flatten(0, 1))?; // [batch · target, vocabulary]
         let labels = batch.labels.f_flatten(0, -1)?;
         let smoothing = if train { self.label_smoothing } else { 0.0 };
         let loss_sum = logits

@@ -579,13 +579,13 @@ fn state_of_all(own: &Tensor, reducer: &mut dyn Reducer) -> Result<Tensor> {
         return Ok(own.shallow_clone());
     }
     let counts = reducer.gather(vec![own.size()[1] as f64])?;
-    // A checkpoint's tensors are on their way to a file in any case.
+    // Over the CPU: a checkpoint's tensors are on their way to a file in any case.
     let numbers =
         Vec::<f64>::try_from(own.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;
     let numbers = Tensor::f_from_slice(&reducer.gather(numbers)?)?;
     let mut shape = own.size();
     shape[1] = counts.iter().sum::<f64>() as i64;
-    let whole = Tensor::f_zeros(&shape, (own.kind(), Device::Cpu))?;
+    let whole = Tensor::f_zeros(&shape, (own.kind(), Device::Cpu))?; // read back from the CPU by a resumed run
     let mut place = 0;
     for (rank, count) in counts.into_iter().enumerate() {
         shape[1] = count as i64;

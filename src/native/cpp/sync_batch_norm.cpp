@@ -67,6 +67,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     const at::Tensor inverse_deviation = (var + eps).rsqrt().to(own_mean.scalar_type());
     context->save_for_backward({input, weight, rounded_mean, inverse_deviation, total});
     context->saved_data["eps"] = eps;
+    context->saved_data["counts"] = counts;
     return std::get<0>(at::native_batch_norm(input, weight, bias, rounded_mean, rounded_var, false, 0.0, eps));
   }
 
@@ -91,6 +92,9 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     const auto type = mean.scalar_type();
     const int64_t dimensions = input.dim();
     at::Tensor result = gradient * by_channel(of_gradient.to(type), dimensions);
+    // Statistics that the input took no part in do not change with it.
+    if (!context->saved_data["counts"].toBool())
+      return {result.to(input.scalar_type()), weight_gradient, bias_gradient, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     result.addcmul_(input.to(result.scalar_type()), by_channel(of_input.to(result.scalar_type()), dimensions));
     result.add_(by_channel(constant.to(result.scalar_type()), dimensions));
     return {result.to(input.scalar_type()), weight_gradient, bias_gradient, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
