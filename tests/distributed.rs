@@ -819,18 +819,8 @@ fn python_with_torch() -> Option<String> {
     None
 }
 
-#[test]
-fn python_and_rust_train_in_one_group() -> Result<()> {
-    let Some(python) = python_with_torch() else { return Ok(()) };
-    let port = free_port();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/distributed_rank.py");
-    let child = start(
-        Command::new(python)
-            .arg(script)
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .env("GLOO_SOCKET_IFNAME", "lo"),
-    );
+/// Rank 1 of tests/fixtures/distributed_rank.py: the weights that it ends with.
+fn train_beside_python(port: u16) -> Result<Vec<Vec<f64>>> {
     be_quiet();
     let timeout = Duration::from_secs(100);
     let store = Store::new("127.0.0.1", port, false, 2, timeout, "")?;
@@ -866,9 +856,21 @@ fn python_and_rust_train_in_one_group() -> Result<()> {
         tch_suite::native::gradients::clear(&list)?;
     }
     group.barrier()?;
+    Ok(parameters.iter().map(numbers).collect())
+}
+
+#[test]
+fn python_and_rust_train_in_one_group() -> Result<()> {
+    let Some(python) = python_with_torch() else { return Ok(()) };
+    let port = free_port();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/distributed_rank.py");
+    let mut command = Command::new(python);
+    command.arg(script).env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    let child = start(command.env("GLOO_SOCKET_IFNAME", "lo"));
+    let trained = train_beside_python(port);
     let finished = finish(child);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let of_python: Vec<Vec<f64>> = serde_json::from_str(&finished.stdout)?;
-    assert_eq!(parameters.iter().map(numbers).collect::<Vec<_>>(), of_python);
+    assert_eq!(trained?, of_python);
     Ok(())
 }
