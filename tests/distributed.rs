@@ -364,7 +364,7 @@ fn processes_that_do_not_agree_say_in_what() {
             "the recipe has training.seed 0 in rank 0 and 4 in rank 1",
         ),
         (
-            "data",
+            "samples",
             vec!["--data".to_owned(), other_data.display().to_string()],
             "rank 1 is about to do something else than rank 0",
         ),
