@@ -11,7 +11,7 @@ usage: scripts/prove_distributed.sh [--python PYTHON] [--bench PROGRAM.py] [PART
 PARTs (all of them by default; those that lack something are skipped and say so):
 
   quick     the tests of tests/distributed.rs: 1, 2 and 4 processes, resuming on other numbers, failures, started in four ways
-  resnet    ResNet-20 with synchronised batch normalisation on CIFAR-10, 1 process x 128, 2 x 64, 4 x 32, with and without
+  resnet    ResNet-20 with synchronised batch normalisation on made images, 1 process x 128, 2 x 64, 4 x 32, with and without
             accumulation: float64 within 1e-9 over 50 steps; float32 within 1e-5 for 5 steps and then no further apart than
             3 times what one process with another order of sums is
   minilm    the same of fine-tuning MiniLM on SST-2, 1 x 32, 2 x 16, 4 x 8, without dropout

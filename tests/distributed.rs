@@ -257,7 +257,7 @@ fn a_process_that_stops_is_named_within_the_timeout() {
     small_data::write(&data, 200, 20);
     let mut arguments = on(2, 24, "lenet5", &data, &out, &["training.epochs=100000"]);
     let place = arguments.iter().position(|argument| argument == "--timeout").unwrap();
-    arguments[place + 1] = "3".to_owned();
+    arguments[place + 1] = "8".to_owned();
     let mut child = start(&mut cnn(arguments));
     assert!(wait_until(&mut child, || metrics(&out).len() >= 5));
     let stopped = process_of(&child, 1).unwrap();
@@ -364,7 +364,7 @@ fn processes_that_do_not_agree_say_in_what() {
             "the recipe has training.seed 0 in rank 0 and 4 in rank 1",
         ),
         (
-            "data",
+            "samples",
             vec!["--data".to_owned(), other_data.display().to_string()],
             "rank 1 is about to do something else than rank 0",
         ),
@@ -495,7 +495,9 @@ fn a_carried_state_is_shared_out_and_saved_whole() {
             assert!((found - expected).abs() < 1e-5 * expected, "{found} {expected}");
         }
         let [found, expected] = [run, &one].map(|run| series(run, "validation", "bits_per_character"));
-        assert!((found[0] - expected[0]).abs() < 1e-4 * expected[0], "{found:?} {expected:?}");
+        // The run that was resumed has been looked at once more, where it ended first.
+        let (found, expected) = (found.last().unwrap(), expected.last().unwrap());
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} {expected}");
     }
 }
 
@@ -577,33 +579,18 @@ fn prove_equality(name: &str, batch: usize, train: impl Fn(&Path, &[String]) -> 
 #[test]
 #[ignore = "minutes: scripts/prove_distributed.sh"]
 fn proof_equality_of_resnet() {
-    let Some(data) = crate::support::data("cifar10/cifar10-jpeg.tar.gz") else { return };
+    let folder = Scratch::new();
+    let data = folder.join("data");
+    small_data::write(&data, 1000, 0);
+    let settings = [
+        "training.log_every=1",
+        "training.eval_every=1000000",
+        "data.val_fraction=0.02",
+        "training.optimizer.lr=0.01",
+    ];
     let train = |out: &Path, more: &[String]| {
-        let data = data.display().to_string();
-        let out = out.display().to_string();
-        let arguments = [
-            "train",
-            "--quiet",
-            "--recipe",
-            "resnet20-cifar10",
-            "--data",
-            &data,
-            "--out",
-            &out,
-            "--threads",
-            "1",
-            "--lr",
-            "0.01",
-            "--set",
-            "training.log_every=1",
-            "--set",
-            "training.eval_every=1000000",
-            "--val-fraction",
-            "0.002",
-            "--set",
-            "training.ema=null",
-        ];
-        run(&mut cnn(arguments.iter().map(|argument| (*argument).to_owned()).chain(more.iter().cloned())))
+        let arguments = train_arguments("resnet20", &data, out, &settings);
+        run(&mut cnn(arguments.iter().chain(more)))
     };
     prove_equality("ResNet-20", setting("TCH_SUITE_BATCH", 128) as usize, train, true);
 }
@@ -785,7 +772,7 @@ fn proof_of_two_hosts() {
     let folder = Scratch::new();
     let data = folder.join("data");
     small_data::write(&data, 2000, 20);
-    let settings = [&DRAWN[..], &["training.batch_size=12"]].concat();
+    let settings = [&DRAWN[..], &["training.batch_size=12", "training.optimizer.lr=0.005"]].concat();
     let (undisturbed, out) = (folder.join("undisturbed"), folder.join("run"));
     let whole = hosts.start(&train_arguments("lenet5", &data, &undisturbed, &settings));
     for finished in whole.into_iter().map(finish) {
@@ -832,18 +819,8 @@ fn python_with_torch() -> Option<String> {
     None
 }
 
-#[test]
-fn python_and_rust_train_in_one_group() -> Result<()> {
-    let Some(python) = python_with_torch() else { return Ok(()) };
-    let port = free_port();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/distributed_rank.py");
-    let child = start(
-        Command::new(python)
-            .arg(script)
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .env("GLOO_SOCKET_IFNAME", "lo"),
-    );
+/// Rank 1 of tests/fixtures/distributed_rank.py: the weights that it ends with.
+fn train_beside_python(port: u16) -> Result<Vec<Vec<f64>>> {
     be_quiet();
     let timeout = Duration::from_secs(100);
     let store = Store::new("127.0.0.1", port, false, 2, timeout, "")?;
@@ -879,9 +856,21 @@ fn python_and_rust_train_in_one_group() -> Result<()> {
         tch_suite::native::gradients::clear(&list)?;
     }
     group.barrier()?;
+    Ok(parameters.iter().map(numbers).collect())
+}
+
+#[test]
+fn python_and_rust_train_in_one_group() -> Result<()> {
+    let Some(python) = python_with_torch() else { return Ok(()) };
+    let port = free_port();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/distributed_rank.py");
+    let mut command = Command::new(python);
+    command.arg(script).env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    let child = start(command.env("GLOO_SOCKET_IFNAME", "lo"));
+    let trained = train_beside_python(port);
     let finished = finish(child);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let of_python: Vec<Vec<f64>> = serde_json::from_str(&finished.stdout)?;
-    assert_eq!(parameters.iter().map(numbers).collect::<Vec<_>>(), of_python);
+    assert_eq!(trained?, of_python);
     Ok(())
 }

@@ -3,9 +3,9 @@
 //! Each process says through the store, every second, that it lives and how many collectives it has begun. One that fails leaves its sentence there.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use crate::native::distributed::{self, Group, Store, Transport};
 const BEAT: Duration = Duration::from_secs(1);
 /// How long a sentence of a process that has just failed may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take to find out who failed.
+const DIAGNOSIS: Duration = Duration::from_secs(6);
 
 /// The processes that train together, before and beside what they compute.
 pub struct Meeting {
@@ -31,6 +33,8 @@ pub struct Meeting {
     /// Collectives begun.
     begun: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
+    /// The sentence of a process that failed, as soon as it is heard: the store may be gone when it is needed.
+    heard: Arc<OnceLock<String>>,
     beating: Option<Heart>,
 }
 
@@ -60,8 +64,15 @@ impl Meeting {
                 timeout.as_secs_f64()
             ))),
         })?;
-        let mut meeting =
-            Self { rendezvous, store, timeout, begun: Arc::default(), over: Arc::default(), beating: None };
+        let mut meeting = Self {
+            rendezvous,
+            store,
+            timeout,
+            begun: Arc::default(),
+            over: Arc::default(),
+            heard: Arc::default(),
+            beating: None,
+        };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         meeting.exchange("joined", &format!("process {} on {host}", std::process::id()))?;
         meeting.beating = Some(meeting.beat()?);
@@ -95,7 +106,9 @@ impl Meeting {
         let address = self.rendezvous.own_address().map(|address| address.to_string());
         let transport = Transport { interfaces, address, cuda, control: true };
         let Rendezvous { rank, size, .. } = self.rendezvous;
-        let group = Group::new(&self.store, rank, size, self.timeout, &transport)
+        // So that all have ended, with a name, when the time is over.
+        let limit = self.timeout.saturating_sub(DIAGNOSIS).max(self.timeout / 2);
+        let group = Group::new(&self.store, rank, size, limit, &transport)
             .with_context(|| format!("rank {rank} cannot connect to the other processes"))?;
         ProcessGroup::new(self.clone(), group, config)
     }
@@ -120,6 +133,7 @@ impl Meeting {
                 }
             }
             if texts.iter().all(Option::is_some) {
+                self.let_others_read(subject)?;
                 return Ok(texts.into_iter().flatten().collect());
             }
             if let Some(failure) = self.noted_failure(&self.store)? {
@@ -136,6 +150,21 @@ impl Meeting {
         }
     }
 
+    /// Keeps the store for a while if this process has it: what the others were told may make it end at once.
+    fn let_others_read(&self, subject: &str) -> Result<()> {
+        let key = |rank: usize| format!("tch_suite/{subject}/read/{rank}");
+        self.store.set(&key(self.rendezvous.rank), "read")?;
+        if self.rendezvous.server {
+            let end = Instant::now() + PATIENCE;
+            for rank in 0..self.rendezvous.size {
+                while Instant::now() < end && !self.store.has(&key(rank))? {
+                    sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Counts a collective.
     pub(super) fn begin_collective(&self) {
         self.begun.fetch_add(1, Ordering::Relaxed);
@@ -145,6 +174,7 @@ impl Meeting {
     fn beat(&self) -> Result<Heart> {
         let store = self.store.connect_again()?;
         let (begun, over, rank) = (self.begun.clone(), self.over.clone(), self.rendezvous.rank);
+        let heard = self.heard.clone();
         let (ending, ended) = channel();
         let beat = move || {
             for number in 0u64.. {
@@ -154,6 +184,12 @@ impl Meeting {
                 let text = format!("{number} {}", begun.load(Ordering::Relaxed));
                 // A store that is gone is told by what the trainer does next.
                 let _ = store.set(&format!("tch_suite/alive/{rank}"), &text);
+                if heard.get().is_none()
+                    && let Ok(true) = store.has(FAILED)
+                    && let Ok(failure) = store.wait(FAILED, PATIENCE)
+                {
+                    let _ = heard.set(failure);
+                }
                 park_timeout(BEAT);
             }
             drop(store);
@@ -180,10 +216,14 @@ impl Meeting {
             if !self.store.has(FAILED).unwrap_or(true) {
                 let rank = self.rendezvous.rank;
                 let _ = self.store.set(FAILED, &format!("rank {rank} failed: {sentence}"));
+                // With this process goes the store: every heart beats once more before that.
+                if self.rendezvous.server {
+                    sleep(2 * BEAT);
+                }
             }
             return error;
         }
-        let told = self.diagnosed().unwrap_or_else(|| {
+        let told = self.heard.get().cloned().or_else(|| self.diagnosed()).unwrap_or_else(|| {
             format!(
                 "rank 0 at {}:{} cannot be reached any more ({sentence})",
                 self.rendezvous.host, self.rendezvous.port
@@ -202,7 +242,7 @@ impl Meeting {
         std::thread::spawn(move || {
             let _ = sender.send(diagnose(&store, rank, size, begun));
         });
-        receiver.recv_timeout(4 * PATIENCE).ok()?.ok()
+        receiver.recv_timeout(DIAGNOSIS).ok()?.ok()
     }
 }
 
@@ -259,13 +299,16 @@ fn diagnose(store: &Store, rank: usize, size: usize, begun: u64) -> Result<Strin
 
 /// Whether an error says that another process is gone, and not that something is wrong with this one.
 fn is_about_others(sentence: &str) -> bool {
-    const MARKS: [&str; 12] = [
+    const MARKS: [&str; 15] = [
         "gloo",
         "Gloo",
         "NCCL",
         "TCPStore",
         "Connection closed",
         "Connection reset",
+        "Connection was likely closed",
+        "recvBytes",
+        "sendBytes",
         "Broken pipe",
         "Timed out",
         "timed out",

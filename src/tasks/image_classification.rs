@@ -105,7 +105,7 @@ impl ImageClassification {
         if views == 1 {
             return Ok(logits.shallow_clone());
         }
-        let logits = wide(&logits)?;
+        let logits = wide(logits)?;
         // [batch · views, classes] to [batch, views, classes]
         let of_views = |values: Tensor| values.f_unflatten(0, [-1, views]);
         Ok(match self.is_multi_label() {

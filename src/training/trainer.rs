@@ -580,8 +580,8 @@ fn state_of_all(own: &Tensor, reducer: &mut dyn Reducer) -> Result<Tensor> {
     }
     let counts = reducer.gather(vec![own.size()[1] as f64])?;
     // Over the CPU: a checkpoint's tensors are on their way to a file in any case.
-    let numbers =
-        Vec::<f64>::try_from(own.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;
+    let on_host = own.f_to_device(Device::Cpu)?;
+    let numbers = Vec::<f64>::try_from(on_host.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
     let numbers = Tensor::f_from_slice(&reducer.gather(numbers)?)?;
     let mut shape = own.size();
     shape[1] = counts.iter().sum::<f64>() as i64;
