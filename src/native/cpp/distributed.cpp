@@ -110,7 +110,10 @@ std::string written(const std::vector<std::vector<size_t>>& buckets) {
   std::string text;
   for (const auto& bucket : buckets) {
     if (!text.empty()) text += ';';
-    for (size_t i = 0; i < bucket.size(); i++) text += (i > 0 ? "," : "") + std::to_string(bucket[i]);
+    for (size_t i = 0; i < bucket.size(); i++) {
+      if (i > 0) text += ',';
+      text += std::to_string(bucket[i]);
+    }
   }
   return text;
 }
