@@ -21,6 +21,20 @@ fail() {
     exit 1
 }
 
+# take_help NEEDED [ARGUMENT...]: --help as the first argument prints the script's `usage` and ends it; other flags, and no argument where something is NEEDED
+# (in words, or empty), are refused.
+take_help() {
+    local needed=$1
+    case ${2:-} in
+        --help | -h)
+            usage
+            exit
+            ;;
+        '') [[ -z $needed ]] || fail_input "give $needed: --help tells more." ;;
+        -*) fail_input "unknown argument '$2': --help lists what there is." ;;
+    esac
+}
+
 # version_at_least HAVE NEEDED: compares dotted numbers; a suffix such as -nightly is ignored.
 version_at_least() {
     local have needed part

@@ -25,14 +25,7 @@ Exit status: 0 both were trained, 1 something failed, 2 wrong usage or something
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give CIFAR's archive: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "CIFAR's archive" "$@"
 (($# <= 2)) || fail_input "give CIFAR's archive and perhaps a folder: --help tells more."
 [[ -f $1 ]] || fail_input "there is no archive $1."
 archive=$(realpath "$1")

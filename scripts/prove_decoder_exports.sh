@@ -19,13 +19,7 @@ Exit status: 0 all holds, 1 something does not, 2 wrong usage or something is mi
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "" "$@"
 (($# <= 1)) || fail_input "unknown argument '$2': --help lists what there is."
 find_python "${1:-}"
 build_program transformer

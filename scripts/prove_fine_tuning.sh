@@ -28,14 +28,7 @@ Exit status: 0 it holds, 1 it does not, 2 wrong usage or something is missing.
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give CIFAR's archive and the weights: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "CIFAR's archive and the weights" "$@"
 (($# >= 2 && $# <= 3)) || fail_input "give CIFAR's archive, the weights and perhaps a folder: --help tells more."
 [[ -f $1 ]] || fail_input "there is no archive $1."
 [[ -f $2 ]] || fail_input "there is no file $2."

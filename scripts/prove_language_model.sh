@@ -20,14 +20,7 @@ Exit status: 0 it holds, 1 it does not, 2 wrong usage or something is missing.
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give the folder of the data: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "the folder of the data" "$@"
 (($# <= 2)) || fail_input "unknown argument '$3': --help lists what there is."
 text=$1/tinyshakespeare/input.txt
 [[ -f $text ]] || fail_input "$1 has no tinyshakespeare/input.txt."

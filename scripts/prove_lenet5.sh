@@ -32,14 +32,7 @@ Exit status: 0 all holds, 1 something does not, 2 wrong usage or something is mi
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give the folder of MNIST's files: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "the folder of MNIST's files" "$@"
 (($# <= 2)) || fail_input "unknown argument '$3': --help lists what there is."
 [[ -d $1 ]] || fail_input "there is no folder $1."
 mnist=$(cd "$1" && pwd)

@@ -27,14 +27,7 @@ Exit status: 0 all holds, 1 something does not, 2 wrong usage or something is mi
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give the folder of the data: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "the folder of the data" "$@"
 (($# <= 2)) || fail_input "unknown argument '$3': --help lists what there is."
 data=$(cd "$1" && pwd)
 for file in tinyshakespeare/input.txt sst2/train.tsv sst2/dev.tsv ett/ETTh1.csv; do

@@ -18,14 +18,7 @@ Exit status: 0 it was trained and scored, 1 something failed, 2 wrong usage or s
 END
 }
 
-case ${1:-} in
-    --help | -h)
-        usage
-        exit
-        ;;
-    '') fail_input "give the folder of the data: --help tells more." ;;
-    -*) fail_input "unknown argument '$1': --help lists what there is." ;;
-esac
+take_help "the folder of the data" "$@"
 (($# <= 2)) || fail_input "unknown argument '$3': --help lists what there is."
 [[ -d $1/multi30k ]] || fail_input "$1 has no folder multi30k."
 data=$(realpath "$1/multi30k")
