@@ -30,6 +30,11 @@ pub fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Flushes a file that something else has written to the disk.
+pub fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| cannot_write(path, &error))
+}
+
 /// Flushes a folder's list of names to the disk, so that a rename in it outlives a loss of power.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder)

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use tch_suite::models::Parameters;
 use tch_suite::models::encoders::{EncoderConfig, EncoderInputs, EncoderModel, HeadKind};
 use tch_suite::native::random::manual_seed;
-use tch_suite::native::trace::{Entry, trace_module};
+use tch_suite::native::trace::{Entry, Stored, trace_module};
 use tch_suite::weights;
 
 use crate::support::{Scratch, assert_close, data, exclusive_generator, fixture, formula, numbers};
@@ -162,7 +162,9 @@ fn traced_models_take_other_batches_and_lengths() -> Result<()> {
             let short: Vec<(&str, Tensor)> =
                 whole.iter().map(|(name, tensor)| (*name, tensor.narrow(0, 0, 2).narrow(1, 0, 6))).collect();
             let inputs: Vec<(&str, &Tensor)> = short.iter().map(|(name, tensor)| (*name, tensor)).collect();
-            trace_module("Encoder", &named, &inputs, &path, &mut |inputs| Ok(vec![forward(inputs)]))?;
+            trace_module("Encoder", &named, Stored::All, &inputs, &path, &mut |inputs| {
+                Ok(vec![forward(inputs)])
+            })?;
             let module = tch::CModule::load(&path)?;
             let whole: Vec<Tensor> = whole.into_iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
             let expected = numbers(&forward(&whole));

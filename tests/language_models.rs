@@ -23,7 +23,7 @@ use tch_suite::models::encoder_decoder::transformer::{
     DecoderLayer, EncoderLayer, Transformer, TransformerConfig, Tying,
 };
 use tch_suite::models::{Parameters, Role, Scope};
-use tch_suite::native::trace::{Entry, trace_part};
+use tch_suite::native::trace::{Entry, Stored, trace_module};
 use tch_suite::tasks::Task;
 use tch_suite::tasks::language_model::LanguageModel;
 use tch_suite::tasks::translation::Translation;
@@ -467,18 +467,11 @@ fn layers_equal_the_larger_datas() -> Result<()> {
 fn traced(parts: Vec<ScriptPart<'_>>, parameters: &Parameters) -> Result<Vec<(CModule, Vec<Tensor>)>> {
     let folder = Scratch::new();
     let entries = parameters.entries();
-    let entries: Vec<Entry> = entries
-        .iter()
-        .map(|entry| Entry {
-            name: &entry.name,
-            tensor: &entry.tensor,
-            is_buffer: entry.role == Role::Buffer,
-        })
-        .collect();
+    let entries: Vec<Entry> = entries.iter().map(Entry::from).collect();
     let load = |part: ScriptPart<'_>| {
         let path = folder.join(format!("{}.pt", part.name));
         let named: Vec<(&str, &Tensor)> = part.inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
-        trace_part("Part", &entries, &named, &path, &mut |inputs| (part.forward)(inputs))?;
+        trace_module("Part", &entries, Stored::Used, &named, &path, &mut |inputs| (part.forward)(inputs))?;
         Ok((CModule::load(&path)?, part.inputs.into_iter().map(|(_, tensor)| tensor).collect()))
     };
     parts.into_iter().map(load).collect()

@@ -64,7 +64,8 @@ def main():
     torch.set_num_threads(a.threads)
     train, dev = read(a.folder / "train.tsv"), read(a.folder / "dev.tsv")
     counts = collections.Counter(word for words, _ in train for word in words)
-    known = sorted(counts, key=lambda word: (-counts[word], word))[: 20000 - 3]
+    # Words seen once stand for unknown ones, whose embedding is trained so.
+    known = sorted((word for word in counts if counts[word] > 1), key=lambda word: (-counts[word], word))[: 20000 - 3]
     index = {word: i + 3 for i, word in enumerate(known)}
     encode = lambda rows: [([index.get(word, 1) for word in words], label) for words, label in rows]
     train, dev = encode(train), encode(dev)

@@ -10,9 +10,8 @@ use super::family::{Family, FolderFormat};
 use super::session::Session;
 use crate::bail_input;
 use crate::files;
-use crate::models::Role;
 use crate::models::lora::merged;
-use crate::native::trace::{Entry, trace_module, trace_part};
+use crate::native::trace::{Entry, Stored, trace_module};
 use crate::reporting::{Log, Verbosity};
 use crate::tasks::Task;
 use crate::weights::write_safetensors;
@@ -67,54 +66,38 @@ fn staged_name(out: &Path) -> Result<PathBuf> {
 
 /// Traces the network in evaluation mode, with parameters and buffers under their names. Another batch size works, since no layer reads it.
 fn trace<F: Family>(session: &Session<F>, path: &Path) -> Result<()> {
-    let flushed = |path: &Path| {
-        std::fs::File::open(path)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| files::cannot_write(path, &error))
-    };
     if let Some(saved) = F::save_script(&session.task, path) {
-        return saved.and_then(|()| flushed(path));
+        return saved.and_then(|()| files::sync_file(path));
     }
     let parameters = session.task.parameters();
     let device = parameters.device();
     let entries = parameters.entries();
-    let entries: Vec<Entry<'_>> = entries
-        .iter()
-        .map(|entry| Entry {
-            name: &entry.name,
-            tensor: &entry.tensor,
-            is_buffer: entry.role == Role::Buffer,
-        })
-        .collect();
+    let entries: Vec<Entry<'_>> = entries.iter().map(Entry::from).collect();
     let class = class_name(F::NAME);
     let write = |path: &Path,
                  inputs: &[(&str, Tensor)],
-                 whole: bool,
+                 stored: Stored,
                  forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>| {
         let inputs = inputs
             .iter()
             .map(|(name, tensor)| Ok((*name, tensor.f_to_device(device)?)))
             .collect::<Result<Vec<_>>>()?;
         let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
-        let traced = match whole {
-            true => trace_module(&class, &entries, &named, path, forward),
-            false => trace_part(&class, &entries, &named, path, forward),
-        };
-        traced.context("tracing the network")?;
-        flushed(path)
+        trace_module(&class, &entries, stored, &named, path, forward).context("tracing the network")?;
+        files::sync_file(path)
     };
     let _guard = tch::no_grad_guard();
     let Some(parts) = F::script_parts(&session.task)? else {
         let inputs = F::example_inputs(&session.recipe.model, 2)?;
-        return write(path, &inputs, true, &mut |inputs| F::forward(&session.task, inputs));
+        return write(path, &inputs, Stored::All, &mut |inputs| F::forward(&session.task, inputs));
     };
     if let [part] = &parts[..] {
-        return write(path, &part.inputs, false, &mut |inputs| (part.forward)(inputs));
+        return write(path, &part.inputs, Stored::Used, &mut |inputs| (part.forward)(inputs));
     }
     std::fs::create_dir(path).map_err(|error| files::cannot_write(path, &error))?;
     for part in parts {
         let file = path.join(format!("{}.pt", part.name));
-        write(&file, &part.inputs, false, &mut |inputs| (part.forward)(inputs))?;
+        write(&file, &part.inputs, Stored::Used, &mut |inputs| (part.forward)(inputs))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
 use super::augment::Rectangle;
 use super::resize::{Interpolation, Resize, Scaler};
+use crate::native::vectors::part_colors;
 use crate::{bad_input, bail_input};
 
 /// Images with more pixels are refused before they are decoded: Pillow's limit for decompression bombs.
@@ -273,10 +274,7 @@ fn append_colors(interleaved: &[u8], width: usize, part: Rectangle, pixels: &mut
         .zip(green.chunks_exact_mut(part.width))
         .zip(blue.chunks_exact_mut(part.width));
     for (row, ((red, green), blue)) in rows.zip(planes) {
-        let row = &row[3 * part.left..3 * (part.left + part.width)];
-        for (((colors, red), green), blue) in row.chunks_exact(3).zip(red).zip(green).zip(blue) {
-            (*red, *green, *blue) = (colors[0], colors[1], colors[2]);
-        }
+        part_colors(&row[3 * part.left..3 * (part.left + part.width)], [red, green, blue]);
     }
 }
 

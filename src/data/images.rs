@@ -18,6 +18,7 @@ use super::pixel_cache::Budget;
 use super::resize::Resize;
 use super::shards::{ShardedParts, read_shards};
 use super::{Splits, cifar, idx};
+use crate::native::lookup::{ByteTable, look_up};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input, files};
 
@@ -392,10 +393,16 @@ impl ImageDataConfig {
         let column = |values: Vec<f64>| -> Result<Tensor> {
             Ok(Tensor::f_from_slice(&values)?.f_to_kind(Kind::Float)?.f_view([1, -1, 1, 1])?)
         };
-        Ok(Normalisation {
+        let mut normalisation = Normalisation {
             factor: column(std.iter().map(|std| 1.0 / (255.0 * std)).collect())?,
             offset: column(mean.iter().zip(&std).map(|(mean, std)| -mean / std).collect())?,
-        })
+            tables: Vec::new(),
+        };
+        let bytes = Tensor::f_arange(256, (Kind::Uint8, Device::Cpu))?.f_view([1, 1, 1, 256])?;
+        let values = normalisation.compute(&bytes)?.f_contiguous()?.f_view(-1)?;
+        let values = Vec::<f32>::try_from(&values)?;
+        normalisation.tables = values.as_chunks().0.to_vec();
+        Ok(normalisation)
     }
 }
 
@@ -482,16 +489,29 @@ fn detect(path: &Path) -> Result<ImageFormat> {
 pub struct Normalisation {
     factor: Tensor,
     offset: Tensor,
+    /// What it makes of each byte, per channel: on the CPU, looking that up is faster than computing it.
+    tables: Vec<ByteTable>,
 }
 
 impl Normalisation {
     /// The same on another device.
     pub fn to_device(&self, device: Device) -> Result<Self> {
-        Ok(Self { factor: self.factor.f_to_device(device)?, offset: self.offset.f_to_device(device)? })
+        Ok(Self {
+            factor: self.factor.f_to_device(device)?,
+            offset: self.offset.f_to_device(device)?,
+            tables: self.tables.clone(),
+        })
     }
 
     /// `[batch, channels, height, width]` bytes to floats.
     pub fn apply(&self, pixels: &Tensor) -> Result<Tensor> {
+        match pixels.device() {
+            Device::Cpu => look_up(pixels, &self.tables),
+            _ => self.compute(pixels),
+        }
+    }
+
+    fn compute(&self, pixels: &Tensor) -> Result<Tensor> {
         Ok(self.offset.f_addcmul(&pixels.f_to_kind(Kind::Float)?, &self.factor)?)
     }
 }

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::native::vectors::{ColorFilter, IntegerLoop, run_wide};
+use crate::native::vectors::{ColorFilter, IntegerLoop, part_colors, run_wide};
 
 /// How the values between pixels are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -137,9 +137,7 @@ impl Scaler {
         pixels.resize(start + spare.len(), 0);
         let (red, rest) = pixels[start..].split_at_mut(spare.len() / 3);
         let (green, blue) = rest.split_at_mut(spare.len() / 3);
-        for (((color, red), green), blue) in spare.chunks_exact(3).zip(red).zip(green).zip(blue) {
-            (*red, *green, *blue) = (color[0], color[1], color[2]);
-        }
+        part_colors(spare, [red, green, blue]);
     }
 }
 
@@ -229,16 +227,20 @@ impl Filter {
         let reach = wanted.clone().map(|pixel| reached(pixel).len()).max().unwrap_or(1);
         let mut first = Vec::with_capacity(wanted.len());
         let mut weights = vec![0; wanted.len() * reach];
+        let mut exact: Vec<f64> = Vec::with_capacity(reach);
         for (pixel, weights) in wanted.zip(weights.chunks_exact_mut(reach)) {
             let neighbours = reached(pixel);
             let center = (pixel as f64 + 0.5) * scale;
-            let weight =
-                |neighbour: usize| interpolation.weight((neighbour as f64 - center + 0.5) * (1.0 / stretch));
-            let total: f64 = neighbours.clone().map(weight).sum();
+            exact.clear();
+            exact.extend(
+                neighbours.clone().map(|neighbour| {
+                    interpolation.weight((neighbour as f64 - center + 0.5) * (1.0 / stretch))
+                }),
+            );
+            let total: f64 = exact.iter().sum();
             // Neighbours that do not count come before at the end of the line, and after elsewhere.
             let start = neighbours.start.min(from - reach);
-            for (fixed, neighbour) in weights[neighbours.start - start..].iter_mut().zip(neighbours) {
-                let weight = weight(neighbour);
+            for (fixed, &weight) in weights[neighbours.start - start..].iter_mut().zip(&exact) {
                 let scaled = weight / total * f64::from(1u32 << Self::PRECISION);
                 // Half away from zero.
                 *fixed = (scaled + 0.5f64.copysign(weight)) as i32;

@@ -35,6 +35,13 @@ pub struct Entry {
     pub role: Role,
 }
 
+impl<'a> From<&'a Entry> for crate::native::trace::Entry<'a> {
+    /// As a traced module knows it.
+    fn from(entry: &'a Entry) -> Self {
+        Self { name: &entry.name, tensor: &entry.tensor, is_buffer: entry.role == Role::Buffer }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Entries {
     list: Vec<Entry>,

@@ -9,6 +9,7 @@ mod ffi;
 pub mod file_map;
 pub mod gradients;
 pub mod layout;
+pub mod lookup;
 pub mod loss_scaling;
 pub mod modes;
 pub mod optimizer_kernels;

@@ -21,6 +21,15 @@ pub struct Entry<'a> {
     pub is_buffer: bool,
 }
 
+/// Which parameters and buffers a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// All that are given.
+    All,
+    /// Those that the pass uses: for a file that is a part of a model.
+    Used,
+}
+
 /// What the C++ side hands back to [`call_forward`].
 struct Pass<'a> {
     forward: &'a mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
@@ -32,36 +41,15 @@ struct Pass<'a> {
 /// The module is called `class_name` in Python; `forward` takes the named `inputs` and returns a tensor, or a tuple where there
 /// are several. Numbers that the pass reads from its tensors (sizes, above all) become constants of the file: it serves other
 /// sizes only if shapes follow from operations (`flatten`, `unflatten`, a size of -1). Layers that differ between training and
-/// evaluation are recorded as they are now.
+/// evaluation are recorded as they are now. Of the `entries` the file has those that `stored` says.
 ///
 /// An error or a panic of `forward` is returned, and nothing is written then.
 pub fn trace_module(
     class_name: &str,
     entries: &[Entry],
+    stored: Stored,
     inputs: &[(&str, &Tensor)],
     path: &Path,
-    forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
-) -> Result<()> {
-    trace(class_name, entries, inputs, path, false, forward)
-}
-
-/// As [`trace_module`], without the parameters and buffers that the pass does not use: for a file that is a part of a model.
-pub fn trace_part(
-    class_name: &str,
-    entries: &[Entry],
-    inputs: &[(&str, &Tensor)],
-    path: &Path,
-    forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
-) -> Result<()> {
-    trace(class_name, entries, inputs, path, true, forward)
-}
-
-fn trace(
-    class_name: &str,
-    entries: &[Entry],
-    inputs: &[(&str, &Tensor)],
-    path: &Path,
-    used_only: bool,
     forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<()> {
     ensure!(is_identifier(class_name), "`{class_name}` cannot be the name of a Python class");
@@ -91,7 +79,7 @@ fn trace(
             input_name_pointers.as_ptr(),
             input_tensors.as_ptr(),
             inputs.len(),
-            used_only,
+            stored == Stored::Used,
             call_forward,
             (&raw mut pass).cast(),
             c_path.as_ptr(),
@@ -108,7 +96,7 @@ fn trace(
 ///
 /// # Safety
 ///
-/// `context` is the `Pass` of [`trace`]; `inputs` points to `count` live tensors; `outputs` belongs to the caller.
+/// `context` is the `Pass` of [`trace_module`]; `inputs` points to `count` live tensors; `outputs` belongs to the caller.
 unsafe extern "C" fn call_forward(
     context: *mut c_void,
     inputs: *const *mut C_tensor,
@@ -210,9 +198,14 @@ mod tests {
     fn a_traced_module_computes_the_same_at_other_batch_sizes() {
         let network = Network::new();
         let path = scratch("one.pt");
-        trace_module("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
-            Ok(vec![network.forward(&inputs[0]).0])
-        })
+        trace_module(
+            "Network",
+            &network.entries(),
+            Stored::All,
+            &[("features", &batch(2))],
+            &path,
+            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
+        )
         .unwrap();
         let module = CModule::load(&path).unwrap();
         for size in [2, 1, 7] {
@@ -230,9 +223,14 @@ mod tests {
     fn the_parameters_of_the_file_are_what_it_computes_with() {
         let network = Network::new();
         let path = scratch("trainable.pt");
-        trace_module("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
-            Ok(vec![network.forward(&inputs[0]).0])
-        })
+        trace_module(
+            "Network",
+            &network.entries(),
+            Stored::All,
+            &[("features", &batch(2))],
+            &path,
+            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
+        )
         .unwrap();
         let module = CModule::load(&path).unwrap();
         let mut before = module.forward_ts(&[batch(5)]).unwrap();
@@ -251,9 +249,14 @@ mod tests {
     fn a_part_has_what_it_uses_and_nothing_else() {
         let network = Network::new();
         let path = scratch("part.pt");
-        trace_part("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
-            Ok(vec![inputs[0].linear(&network.weight, None::<&Tensor>)])
-        })
+        trace_module(
+            "Network",
+            &network.entries(),
+            Stored::Used,
+            &[("features", &batch(2))],
+            &path,
+            &mut |inputs| Ok(vec![inputs[0].linear(&network.weight, None::<&Tensor>)]),
+        )
         .unwrap();
         let module = CModule::load(&path).unwrap();
         let names: Vec<String> =
@@ -268,10 +271,17 @@ mod tests {
     fn several_outputs_are_a_tuple() {
         let network = Network::new();
         let path = scratch("two.pt");
-        trace_module("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
-            let (hidden, scores) = network.forward(&inputs[0]);
-            Ok(vec![hidden, scores])
-        })
+        trace_module(
+            "Network",
+            &network.entries(),
+            Stored::All,
+            &[("features", &batch(2))],
+            &path,
+            &mut |inputs| {
+                let (hidden, scores) = network.forward(&inputs[0]);
+                Ok(vec![hidden, scores])
+            },
+        )
         .unwrap();
         let module = CModule::load(&path).unwrap();
         let IValue::Tuple(outputs) = module.forward_is(&[IValue::Tensor(batch(6))]).unwrap() else {
@@ -288,9 +298,15 @@ mod tests {
         let network = Network::new();
         let path = scratch("failed.pt");
         let trace = |forward: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>| {
-            let error =
-                trace_module("Network", &network.entries(), &[("features", &batch(2))], &path, forward)
-                    .unwrap_err();
+            let error = trace_module(
+                "Network",
+                &network.entries(),
+                Stored::All,
+                &[("features", &batch(2))],
+                &path,
+                forward,
+            )
+            .unwrap_err();
             assert!(!path.exists());
             crate::error::one_sentence(&error)
         };
@@ -303,9 +319,14 @@ mod tests {
         assert!(trace(&mut |_| Ok(vec![])).contains("no output"));
         assert!(trace(&mut |_| Ok(vec![Tensor::new()])).contains("undefined"));
         // A failed trace leaves nothing behind: the next one works.
-        trace_module("Network", &network.entries(), &[("features", &batch(2))], &path, &mut |inputs| {
-            Ok(vec![network.forward(&inputs[0]).0])
-        })
+        trace_module(
+            "Network",
+            &network.entries(),
+            Stored::All,
+            &[("features", &batch(2))],
+            &path,
+            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
+        )
         .unwrap();
         std::fs::remove_file(&path).unwrap();
     }
@@ -316,11 +337,15 @@ mod tests {
         let trace = |class: &str, names: &[&str], input: &str| {
             let entries: Vec<Entry> =
                 names.iter().map(|name| Entry { name, tensor: &tensor, is_buffer: false }).collect();
-            let error =
-                trace_module(class, &entries, &[(input, &batch(1))], &scratch("names.pt"), &mut |inputs| {
-                    Ok(vec![&inputs[0] + &tensor])
-                })
-                .unwrap_err();
+            let error = trace_module(
+                class,
+                &entries,
+                Stored::All,
+                &[(input, &batch(1))],
+                &scratch("names.pt"),
+                &mut |inputs| Ok(vec![&inputs[0] + &tensor]),
+            )
+            .unwrap_err();
             crate::error::one_sentence(&error)
         };
         assert!(trace("2fast", &["a"], "x").contains("`2fast`"));
@@ -335,9 +360,10 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_error() {
         let path = scratch("missing").join("model.pt");
-        let error =
-            trace_module("Net", &[], &[("x", &batch(1))], &path, &mut |inputs| Ok(vec![&inputs[0] + 1]))
-                .unwrap_err();
+        let error = trace_module("Net", &[], Stored::All, &[("x", &batch(1))], &path, &mut |inputs| {
+            Ok(vec![&inputs[0] + 1])
+        })
+        .unwrap_err();
         assert!(crate::error::one_sentence(&error).contains("missing"), "{error:?}");
     }
 }

@@ -12,7 +12,7 @@ pub trait IntegerLoop {
 /// Runs a loop with AVX2 where there is such.
 pub fn run_wide<L: IntegerLoop>(work: L) -> L::Output {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
+    if has_avx2() {
         // SAFETY: the processor has the instructions that the function is compiled to.
         return unsafe { run_with_avx2(work) };
     }
@@ -23,6 +23,28 @@ pub fn run_wide<L: IntegerLoop>(work: L) -> L::Output {
 #[target_feature(enable = "avx2")]
 fn run_with_avx2<L: IntegerLoop>(work: L) -> L::Output {
     work.run()
+}
+
+/// Takes interleaved bytes of three channels apart.
+pub fn part_colors(interleaved: &[u8], planes: [&mut [u8]; 3]) {
+    run_wide(Parting { interleaved, planes });
+}
+
+struct Parting<'a> {
+    interleaved: &'a [u8],
+    planes: [&'a mut [u8]; 3],
+}
+
+impl IntegerLoop for Parting<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let [red, green, blue] = self.planes;
+        for (((colors, red), green), blue) in self.interleaved.chunks_exact(3).zip(red).zip(green).zip(blue) {
+            (*red, *green, *blue) = (colors[0], colors[1], colors[2]);
+        }
+    }
 }
 
 /// Weighted sums of neighbouring pixels of three interleaved bytes, by the instructions of AVX2, which compilers do not find for them: four neighbours

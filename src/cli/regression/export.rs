@@ -9,8 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::trained::{Fitted, Trained};
 use crate::cli::args::RunArgs;
 use crate::cli::export::{place, refuse_existing};
-use crate::models::Role;
-use crate::native::trace::{Entry, trace_module};
+use crate::native::trace::{Entry, Stored, trace_module};
 use crate::regression::fit::LinearModel;
 use crate::regression::objective::Loss;
 use crate::tasks::Task;
@@ -88,28 +87,19 @@ fn trace(trained: &Trained, path: &Path) -> Result<()> {
                 Entry { name: "bias", tensor: &bias, is_buffer: false },
             ];
             let loss = model.loss().unwrap_or(Loss::Squared);
-            trace_module("Regression", &entries, &inputs, path, &mut |inputs| {
+            trace_module("Regression", &entries, Stored::All, &inputs, path, &mut |inputs| {
                 let design = model.encoding.encode(&inputs[0])?;
                 Ok(vec![loss.mean(&design.f_linear(&weight, Some(&bias))?)?])
             })
         }
         Fitted::Network(task) => {
             let entries = task.parameters().entries();
-            let entries: Vec<Entry<'_>> = entries
-                .iter()
-                .map(|entry| Entry {
-                    name: &entry.name,
-                    tensor: &entry.tensor,
-                    is_buffer: entry.role == Role::Buffer,
-                })
-                .collect();
-            trace_module("Regression", &entries, &inputs, path, &mut |inputs| {
+            let entries: Vec<Entry<'_>> = entries.iter().map(Entry::from).collect();
+            trace_module("Regression", &entries, Stored::All, &inputs, path, &mut |inputs| {
                 Ok(vec![task.predict(&inputs[0])?])
             })
         }
     };
     traced.context("tracing the model")?;
-    std::fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| files::cannot_write(path, &error))
+    files::sync_file(path)
 }

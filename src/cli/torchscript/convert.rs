@@ -150,9 +150,7 @@ pub fn run(arguments: &ConvertArgs) -> Result<()> {
             };
             place(&arguments.out, |staged| {
                 module.save(staged)?;
-                std::fs::File::open(staged)
-                    .and_then(|file| file.sync_all())
-                    .map_err(|error| files::cannot_write(staged, &error))
+                files::sync_file(staged)
             })
         }
         Target::Run => to_run(arguments),
