@@ -306,8 +306,13 @@ fn a_module_is_fine_tuned_resumed_saved_and_judged() {
     };
     let of_run = metrics(&["eval", &run_folder, "--split", "validation"]);
     let data = images.display().to_string();
-    let of_file =
-        metrics(&[&["eval", &saved, "--data", &data, "--split", "validation"][..], &SHAPED].concat());
+    let of_file = metrics(
+        &[
+            &["eval", &saved, "--data", &data, "--split", "validation", "--set", "data.val_fraction=0.1"][..],
+            &SHAPED,
+        ]
+        .concat(),
+    );
     assert_eq!(of_run["accuracy"], of_file["accuracy"]);
     let loss = |metrics: &Json| metrics["loss"].as_f64().unwrap();
     assert!((loss(&of_run) - loss(&of_file)).abs() < 1e-6);
@@ -373,12 +378,298 @@ fn a_module_is_a_backbone_under_a_new_head() {
     ]);
     let made = ScriptModule::load(Path::new(&saved), Device::Cpu).unwrap();
     let x = Tensor::randn([2, 1, 16, 16], (Kind::Float, Device::Cpu));
-    let found = made.forward("forward", &x, "").unwrap();
+    let found = made.forward("forward", &[&x], "").unwrap();
     scripted.set_training(false).unwrap();
-    let features = scripted.forward("features", &x, "").unwrap();
+    let features = scripted.forward("features", &[&x], "").unwrap();
     let expected = features.linear(&tensors["head.weight"], Some(&tensors["head.bias"]));
     let apart = (&found - &expected).abs().max().double_value(&[]);
     assert!(apart < 1e-5, "{apart}: {found} and {expected}");
+}
+
+/// Texts of one to nine words, `yes` where one of them is `good`.
+fn write_texts(path: &Path) {
+    let words = ["a", "film", "with", "some", "people", "in", "it"];
+    let mut text = "text,label\n".to_owned();
+    for number in 0..160usize {
+        let mut told: Vec<&str> =
+            (0..1 + number % 9).map(|place| words[(number * 5 + place * 3) % 7]).collect();
+        let label = ["no", "yes"][number / 2 % 2];
+        let place = number % told.len();
+        told[place] = if label == "yes" { "good" } else { "bad" };
+        text += &format!("{},{label}\n", told.join(" "));
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+fn metrics(stdout: &str) -> Json {
+    serde_json::from_str::<Json>(stdout).unwrap()["metrics"].clone()
+}
+
+#[test]
+fn a_module_of_tokens_learns_from_texts_and_carries_a_head() {
+    let place = Scratch::new();
+    let path = |name: &str| place.join(name).display().to_string();
+    let (texts, module) = (path("texts.csv"), fixture("torchscript/tokens.pt"));
+    write_texts(Path::new(&texts));
+    let common = ["--quiet", "--threads", "1", "--data", &texts, "--lr", "0.01", "--batch-size", "16"];
+    let words = ["--set", "data.tokenizer={\"kind\": \"words\"}", "--set", "data.text=text"];
+    let whole = path("whole");
+    let flags = [&common[..], &words, &["--epochs", "20", "--out", &whole]].concat();
+    stdout(&[&["train", &module, "--family", "rnn"][..], &flags].concat());
+    let summary = read_json(&place.join("whole/summary.json"));
+    assert!(summary["best"]["accuracy"].as_f64().unwrap() > 0.9, "{summary}");
+
+    // A run of `rnn`; the saved module, which keeps its loop over the steps, is judged alike.
+    let rnn = |arguments: &[&str]| {
+        let finished = run(&mut crate::support::process::rnn(arguments));
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+        finished.stdout
+    };
+    let (saved, tokenizer) = (path("saved.pt"), path("whole/tokenizer.json"));
+    rnn(&["export", &whole, "--format", "torchscript", "--out", &saved]);
+    let of_run = metrics(&rnn(&["eval", &whole, "--split", "train", "--format", "json"]));
+    let judged = ["eval", &saved, "--family", "rnn", "--data", &texts, "--tokenizer", &tokenizer];
+    let fitting =
+        ["--set", "data.text=text", "--set", "data.val_fraction=0.1", "--split", "train", "--format", "json"];
+    let of_file = metrics(&stdout(&[&judged[..], &fitting].concat()));
+    assert_eq!(of_run["accuracy"], of_file["accuracy"]);
+    let loss = |metrics: &Json| metrics["loss"].as_f64().unwrap();
+    assert!((loss(&of_run) - loss(&of_file)).abs() < 1e-6, "{of_run} and {of_file}");
+    // Without a part of its own, all of the table is looked at.
+    let all: Json = serde_json::from_str(&stdout(
+        &[&judged[..], &["--set", "data.text=text", "--format", "json"]].concat(),
+    ))
+    .unwrap();
+    assert_eq!(all["samples"], 160);
+
+    // Under a head on its states, which are pooled without what is behind the ends.
+    let headed = path("headed");
+    for (pooling, method) in [("mean", "states"), ("max", "states"), ("last", "states")] {
+        let method = format!("model.script.method={method}");
+        let pooling = format!("model.pooling={pooling}");
+        let head = [
+            "--init-from",
+            &module,
+            "--head",
+            "linear",
+            "--freeze-backbone",
+            "--set",
+            &method,
+            "--set",
+            &pooling,
+        ];
+        let flags = [&common[..], &words, &head, &["--epochs", "1", "--out", &headed]].concat();
+        rnn(&[&["train", "--task", "classify"][..], &flags].concat());
+        let saved = path("headed.pt");
+        rnn(&["export", &headed, "--format", "torchscript", "--checkpoint", "last", "--out", &saved]);
+        let tensors = read_safetensors(&place.join("headed/checkpoints/last/model.safetensors")).unwrap();
+        let scripted = ScriptModule::load(Path::new(&module), Device::Cpu).unwrap();
+        let before =
+            scripted.parameters().unwrap().into_iter().find(|(name, _)| name == "words.weight").unwrap().1;
+        assert!(tensors["backbone.words.weight"].equal(&before), "a frozen backbone has learned");
+        let made = ScriptModule::load(Path::new(&saved), Device::Cpu).unwrap();
+        let tokens =
+            Tensor::from_slice(&[3i64, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+                .view([2, 11]);
+        let found = made.forward("forward", &[&tokens, &Tensor::from_slice(&[11i64, 1])], "").unwrap();
+        let states = scripted.forward("states", &[&tokens], "").unwrap();
+        for (row, length) in [(0, 11), (1, 1)] {
+            let states = states.get(row).narrow(0, 0, length);
+            let pooled = match pooling.rsplit_once('=').unwrap().1 {
+                "mean" => states.mean_dim(0i64, false, None::<Kind>),
+                "max" => states.amax(0i64, false),
+                _ => states.get(length - 1),
+            };
+            let expected =
+                pooled.unsqueeze(0).linear(&tensors["output.weight"], Some(&tensors["output.bias"]));
+            let apart = (found.get(row) - expected.squeeze()).abs().max().double_value(&[]);
+            assert!(apart < 1e-6, "{pooling}, row {row}: {apart}");
+        }
+        std::fs::remove_dir_all(&headed).unwrap();
+        std::fs::remove_file(&saved).unwrap();
+    }
+
+    let refused = |flags: &[&str], words: &[&str]| {
+        let arguments =
+            [&["train", "--out", &headed, "--init-from", &module, "--head", "linear"], flags].concat();
+        assert_refused(&run(&mut crate::support::process::rnn(&arguments)), 2, words);
+    };
+    refused(&["--task", "forecast"], &["model.script", "--task classify"]);
+    refused(
+        &[&["--task", "classify", "--data", &texts, "--set", "model.pooling=attention"][..], &words].concat(),
+        &["model.pooling attention"],
+    );
+}
+
+#[test]
+fn a_module_stands_in_an_encoders_place() {
+    let place = Scratch::new();
+    let path = |name: &str| place.join(name).display().to_string();
+    let (texts, module, out) = (path("texts.csv"), fixture("torchscript/tokens.pt"), path("run"));
+    write_texts(Path::new(&texts));
+    let words =
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "a", "film", "with", "some", "people"];
+    std::fs::write(place.join("vocab.txt"), words.join("\n") + "\n").unwrap();
+    let tokenizer = format!("data.tokenizer={{\"kind\": \"file\", \"path\": \"{}\"}}", path("vocab.txt"));
+    let base = [
+        "--quiet",
+        "--threads",
+        "1",
+        "--data",
+        &texts,
+        "--init-from",
+        &module,
+        "--set",
+        "model.script.method=encode",
+        "--set",
+        "data.max_length=24",
+    ];
+    let transformer = |arguments: &[&str]| run(&mut crate::support::process::transformer(arguments));
+    let learning = [
+        "--head",
+        "linear",
+        "--set",
+        &tokenizer,
+        "--set",
+        "model.script.output=hidden",
+        "--lr",
+        "0.02",
+        "--epochs",
+        "20",
+        "--batch-size",
+        "16",
+        "--out",
+        &out,
+    ];
+    let finished = transformer(&[&["train", "--task", "classify"][..], &base, &learning].concat());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let tensors = read_safetensors(&place.join("run/checkpoints/best/model.safetensors")).unwrap();
+    assert!(tensors.contains_key("backbone.cell.weight") && tensors.contains_key("classifier.weight"));
+    let summary = read_json(&place.join("run/summary.json"));
+    assert!(summary["best"]["accuracy"].as_f64().unwrap() > 0.9, "{summary}");
+
+    // The run stands on its own copy, and its module computes what the run does, at any length.
+    let saved = path("saved.pt");
+    assert_eq!(transformer(&["export", &out, "--format", "torchscript", "--out", &saved]).code, Some(0));
+    let made = ScriptModule::load(Path::new(&saved), Device::Cpu).unwrap();
+    let ids = Tensor::from_slice(&[2i64, 7, 8, 5, 3]).unsqueeze(0);
+    let found = made.forward("forward", &[&ids, &ids.ones_like(), &ids.zeros_like()], "").unwrap();
+    let finished = transformer(&["predict", &out, "--text", "a film good", "--format", "jsonl"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let sure = numbers(&found.softmax(-1, Kind::Float)).into_iter().fold(0.0, f64::max);
+    let told = finished.stdout;
+    let close =
+        told.split(|c: char| !(c.is_ascii_digit() || c == '.')).filter_map(|part| part.parse::<f64>().ok());
+    assert!(close.into_iter().any(|p| (p - sure).abs() < 1e-4), "{sure} in {told}");
+
+    let refused = |flags: &[&str], words: &[&str]| {
+        let out = path("no");
+        let arguments = [&["train"], &base[..], flags, &["--out", &out]].concat();
+        assert_refused(&transformer(&arguments), 2, words);
+    };
+    let hidden = ["--set", "model.script.output=hidden", "--set", &tokenizer];
+    refused(
+        &[&["--task", "classify", "--head", "none"][..], &hidden].concat(),
+        &["--head none", "--head linear"],
+    );
+    refused(
+        &["--task", "classify", "--head", "linear", "--set", "model.script.output=hidden"],
+        &["its own tokenizer"],
+    );
+    refused(&[&["--task", "mlm", "--head", "linear"][..], &hidden].concat(), &["hidden words"]);
+    refused(
+        &[
+            "--task",
+            "classify",
+            "--head",
+            "linear",
+            "--set",
+            &tokenizer,
+            "--set",
+            "model.script.output=other",
+        ],
+        &["no output `other`"],
+    );
+    let refused = transformer(&["export", &out, "--format", "hf", "--out", &path("hf")]);
+    assert_refused(&refused, 2, &["--format torchscript"]);
+}
+
+#[test]
+fn a_module_of_rows_learns_from_a_table() {
+    let place = Scratch::new();
+    let path = |name: &str| place.join(name).display().to_string();
+    let (table, module, fitted) = (path("table.csv"), fixture("torchscript/rows.pt"), path("fitted"));
+    let mut text = "a,b,c,d,y\n".to_owned();
+    for number in 0..200 {
+        let value = |factor: i32| f64::from(number * factor % 41) / 20.0 - 1.0;
+        let [a, b, c, d] = [7, 11, 13, 17].map(value);
+        text += &format!("{a},{b},{c},{d},{}\n", 2.0 * a - b + 0.5 * c * d + 3.0);
+    }
+    std::fs::write(&table, text).unwrap();
+    let common = [
+        "--quiet",
+        "--threads",
+        "1",
+        "--data",
+        &table,
+        "--set",
+        "data.target=y",
+        "--lr",
+        "0.02",
+        "--set",
+        "training.early_stop=null",
+    ];
+    let flags = [&common[..], &["--epochs", "60", "--out", &fitted]].concat();
+    // As it is: its inputs and outputs are the columns in their own units.
+    stdout(&[&["train", &module, "--family", "regression"][..], &flags].concat());
+    let summary = read_json(&place.join("fitted/summary.json"));
+    assert!(summary["best"]["r2"].as_f64().unwrap() > 0.95, "{summary}");
+    let regression = |arguments: &[&str]| {
+        let finished = run(&mut crate::support::process::regression(arguments));
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+        finished.stdout
+    };
+    // The module as it was predicts otherwise; the run's export takes the rows of the table.
+    let judged = [
+        "eval",
+        &module,
+        "--family",
+        "regression",
+        "--data",
+        &table,
+        "--set",
+        "data.target=y",
+        "--format",
+        "json",
+    ];
+    assert!(metrics(&stdout(&judged))["r2"].as_f64().unwrap() < 0.5);
+    let saved = path("fitted.pt");
+    regression(&["export", &fitted, "--format", "torchscript", "--out", &saved]);
+    let first = Tensor::from_slice(&[-1.0f64, -1.0, -1.0, -1.0]).view([1, 4]);
+    let made = ScriptModule::load(Path::new(&saved), Device::Cpu).unwrap();
+    let found = made.forward("forward", &[&first], "").unwrap().double_value(&[0, 0]);
+    let said = regression(&["predict", &fitted, &table, "--format", "csv"]);
+    let column =
+        said.lines().next().unwrap().split(',').position(|name| name.starts_with("predict")).unwrap();
+    let said: f64 = said.lines().nth(1).unwrap().split(',').nth(column).unwrap().parse().unwrap();
+    assert!((found - said).abs() < 1e-4, "{found} and {said}");
+
+    // A head of ours on its features takes standardised columns, as our own networks.
+    let headed = path("headed");
+    let head = [
+        "--init-from",
+        &module,
+        "--head",
+        "linear",
+        "--set",
+        "model.script.method=features",
+        "--freeze-backbone",
+    ];
+    regression(
+        &[&["train", "--recipe", "mlp", "--out", &headed, "--epochs", "60"][..], &common, &head].concat(),
+    );
+    let summary = read_json(&place.join("headed/summary.json"));
+    assert!(summary["best"]["r2"].as_f64().unwrap() > 0.8, "{summary}");
 }
 
 #[test]

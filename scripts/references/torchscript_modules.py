@@ -4,7 +4,7 @@
     python3 scripts/references/torchscript_modules.py tests/fixtures/torchscript
 
 nested.pt takes and returns values of every kind; stateful.pt carries a state from call to call; classifier.pt is a network with batch
-normalisation and dropout for grey images of 16 x 16 pixels; unregistered.pt calls an operator that no libtorch has.
+normalisation and dropout for grey images of 16 x 16 pixels; tokens.pt reads tokens below 500 step by step, rows.pt rows of four numbers; unregistered.pt calls an operator that no libtorch has.
 """
 import io
 import pathlib
@@ -76,6 +76,47 @@ class Classifier(nn.Module):
         return self.fc(features), features
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(500, 8)
+        self.cell = nn.Linear(16, 8)
+        self.scores = nn.Linear(8, 2)
+
+    @torch.jit.export
+    def states(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens)
+        state = torch.zeros_like(x[:, 0])
+        states: List[Tensor] = []
+        for step in range(x.size(1)):
+            state = torch.tanh(self.cell(torch.cat([x[:, step], state], 1)))
+            states.append(state)
+        return torch.stack(states, 1)
+
+    @torch.jit.export
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Dict[str, Tensor]:
+        return {"hidden": self.states(input_ids) * attention_mask.unsqueeze(2)}
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        states = self.states(tokens)
+        inside = torch.arange(tokens.size(1), device=tokens.device).unsqueeze(0) < lengths.to(tokens.device).unsqueeze(1)
+        return self.scores((states * inside.unsqueeze(2)).sum(1))
+
+
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(4, 6)
+        self.value = nn.Linear(6, 1)
+
+    @torch.jit.export
+    def features(self, rows: Tensor) -> Tensor:
+        return torch.tanh(self.hidden(rows))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.value(self.features(rows)).squeeze(1)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     torch.manual_seed(0)
@@ -87,6 +128,8 @@ def main():
     x = torch.randn(3, 1, 16, 16)
     scores, features = module(x)
     save_file({"x": x, "output.0": scores.detach(), "output.1": features.detach()}, folder / "classifier.safetensors")
+    torch.jit.script(Tokens()).save(folder / "tokens.pt")
+    torch.jit.script(Rows()).save(folder / "rows.pt")
     with zipfile.ZipFile(folder / "nested.pt") as source, zipfile.ZipFile(folder / "unregistered.pt", "w") as target:
         # Records for debuggers name the folder that the script ran in.
         for name in [name for name in source.namelist() if not name.endswith(".debug_pkl")]:

@@ -423,10 +423,6 @@ impl TrainArgs {
         put(&mut list, "training.schedule", &named(&self.schedule));
         match &self.head {
             Some(head) => {
-                list.push(("model.name", json!(crate::models::scripted::NAME)));
-                // Those of the recipe are another network's.
-                list.push(("model.dropout", Value::Null));
-                list.push(("model.stochastic_depth", Value::Null));
                 put(&mut list, "model.script.file", &self.init_from);
                 list.push(("model.script.head", json!(head)));
             }

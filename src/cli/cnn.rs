@@ -21,7 +21,7 @@ use crate::data::order::{Sampler, Sequential};
 use crate::data::{Batch, Dataset, Draw, Splits};
 use crate::models::image::{self, ImageModelConfig, ImageShape, REGISTRY};
 use crate::models::pretrained::{Preprocessing, preprocessing_of};
-use crate::models::scripted::ATTACHMENT;
+use crate::models::scripted::{self, ATTACHMENT};
 use crate::models::{Parameters, Role};
 use crate::native::modes::InferenceMode;
 use crate::recipe::Preset;
@@ -86,6 +86,15 @@ impl Family for Cnn {
             true => vec![("data.format", json!(MNIST_MINI)), ("data.path", Value::Null)],
             false => vec![("data.format", json!("auto")), ("data.path", json!(argument))],
         }
+    }
+
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        // Dropouts of the recipe are another network's.
+        Ok(vec![
+            ("model.name", json!(scripted::NAME)),
+            ("model.dropout", Value::Null),
+            ("model.stochastic_depth", Value::Null),
+        ])
     }
 
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
@@ -165,12 +174,8 @@ impl Family for Cnn {
     }
 
     fn model_of(recipe: &FamilyRecipe<Self>) -> ImageModelConfig {
-        let mut model = recipe.model.clone();
-        // A module of somebody else's is the copy in the run, where there is one.
-        if let (Some(script), Some(file)) = (&mut model.script, recipe.attachments.file(ATTACHMENT)) {
-            script.file = file;
-        }
-        model
+        let script = recipe.model.script.clone().map(|script| script.kept(&recipe.attachments));
+        ImageModelConfig { script, ..recipe.model.clone() }
     }
 
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<ImageClassification> {

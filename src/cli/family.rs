@@ -81,6 +81,14 @@ pub trait Family: Sized {
     /// What `--data ARGUMENT` sets in a recipe.
     fn data_settings(argument: &str) -> Vec<(&'static str, Value)>;
 
+    /// What makes a recipe one of a TorchScript module (`--init-from FILE --head …`), besides `model.script`.
+    ///
+    /// # Errors
+    /// The family takes none.
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        bail_input!("--head: {} takes no TorchScript modules", Self::NAME)
+    }
+
     /// Checks the family's sections before anything is opened.
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()>;
 

@@ -70,7 +70,8 @@ pub fn resumed_recipe<F: Family>(run: &Path, arguments: &TrainArgs, log: &Log) -
 
 fn override_with<F: Family>(value: &mut Value, arguments: &TrainArgs) -> Result<()> {
     let data = arguments.data.iter().flat_map(|data| F::data_settings(data));
-    for (key, setting) in data.chain(arguments.settings()) {
+    let script = arguments.head.as_ref().map_or_else(|| Ok(Vec::new()), |_| F::script_settings())?;
+    for (key, setting) in data.chain(script).chain(arguments.settings()) {
         recipe::set(value, key, setting)?;
     }
     for argument in &arguments.set {

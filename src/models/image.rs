@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Scope;
 use super::alexnet::AlexNet;
@@ -351,7 +351,10 @@ pub fn find(name: &str) -> Result<&'static ImageArchitecture> {
 /// Builds the model that `config` names, with the architecture's own dropout where the config has none.
 pub fn build(scope: &Scope, config: &ImageModelConfig) -> Result<Box<dyn ImageModel>> {
     if let Some(script) = &config.script {
-        return boxed(ScriptedModel::new(scope, config, script));
+        let ImageShape { channels, size: [height, width], classes } = config.shape()?;
+        let options = (Kind::Float, scope.parameters().device());
+        let image = Tensor::f_zeros([1, channels, height, width], options)?;
+        return boxed(ScriptedModel::new(scope, script, ("images", &image), classes));
     }
     let architecture = find(&config.name)?;
     let config = ImageModelConfig {

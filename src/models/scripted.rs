@@ -1,19 +1,19 @@
-//! Somebody else's network as an image classifier: a TorchScript module, or a package that was compiled ahead of time, with a head of ours or as it
-//! is.
+//! Somebody else's network in a family's place: a TorchScript module, or a package that was compiled ahead of time, with a head of ours or as it is.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::image::{ImageModel, ImageModelConfig};
+use super::image::ImageModel;
 use super::layers::Linear;
 use super::{Role, Scope};
-use crate::bail_input;
 use crate::native::script::{CompiledPackage, ScriptModule, optimise_graphs};
+use crate::recipe::Attachments;
 use crate::script::{Artifact, kind_of};
+use crate::{bad_input, bail_input};
 
 /// The name of such a model in recipes.
 pub const NAME: &str = "torchscript";
@@ -26,7 +26,7 @@ pub const ATTACHMENT: &str = "module.pt";
 pub struct ScriptConfig {
     /// The module, or a `.pt2` package. A run has a copy of it, which is then used.
     pub file: PathBuf,
-    /// The method that is called, with one tensor `[batch, channels, height, width]`.
+    /// The method that is called, with the family's inputs, batch first, as far as it takes tensors.
     #[serde(default = "forward")]
     pub method: String,
     /// Which of several outputs: a position from 0, or a key. The first if empty.
@@ -62,24 +62,32 @@ enum Engine {
     Package(CompiledPackage),
 }
 
-/// The module with its head.
-#[derive(Debug)]
-pub struct ScriptedModel {
-    engine: Engine,
-    method: String,
-    output: String,
-    head: Option<Linear>,
+impl ScriptConfig {
+    /// The same with the copy of the module that a run keeps, where it has one.
+    pub fn kept(mut self, attachments: &Attachments) -> Self {
+        if let Some(file) = attachments.file(ATTACHMENT) {
+            self.file = file;
+        }
+        self
+    }
 }
 
-impl ScriptedModel {
-    /// Loads the module, registers its parameters and buffers under their own names, `backbone.` before them where there is a head, and puts the
-    /// head on it.
+/// A module or package as a function of tensors.
+#[derive(Debug)]
+pub struct ScriptedNetwork {
+    engine: Engine,
+    name: String,
+    method: String,
+    output: String,
+}
+
+impl ScriptedNetwork {
+    /// Loads it and registers its parameters and buffers under their own names.
     ///
     /// # Errors
-    /// The file is neither module nor package, has no such method, or its output does not fit the images or the head.
-    pub fn new(scope: &Scope, config: &ImageModelConfig, script: &ScriptConfig) -> Result<Self> {
-        let device = scope.parameters().device();
-        let shape = config.shape()?;
+    /// The file is neither module nor package, or has no such method.
+    pub fn new(names: &Scope, script: &ScriptConfig) -> Result<Self> {
+        let device = names.parameters().device();
         let name = script.file.display().to_string();
         let engine = match kind_of(&script.file)? {
             Artifact::Module => {
@@ -93,10 +101,6 @@ impl ScriptedModel {
                         module.methods()?.join(", ")
                     );
                 }
-                let names = match script.head {
-                    ScriptHead::None => scope.clone(),
-                    ScriptHead::Linear => scope.child("backbone"),
-                };
                 for (role, tensors) in
                     [(Role::Parameter, module.parameters()?), (Role::Buffer, module.buffers()?)]
                 {
@@ -109,62 +113,165 @@ impl ScriptedModel {
             Artifact::Package => Engine::Package(CompiledPackage::load(&script.file, device)?),
             other => bail_input!("{name} is {}, not a module that can be called", other.describe()),
         };
-        let mut model =
-            Self { engine, method: script.method.clone(), output: script.output.clone(), head: None };
-        // One image shows how wide the output is, and that the module takes it at all.
-        let _guard = tch::no_grad_guard();
-        let image =
-            Tensor::f_zeros([1, shape.channels, shape.size[0], shape.size[1]], (Kind::Float, device))?;
-        let output = model
-            .compute(&image, false)
-            .with_context(|| format!("{name} does not take images of the shape {:?}", image.size()))
-            .map_err(|error| crate::bad_input!("{error:#}"))?;
-        let width = output.size().iter().skip(1).product::<i64>();
-        match script.head {
-            ScriptHead::Linear => model.head = Some(Linear::new(&scope.child("head"), width, shape.classes)?),
-            ScriptHead::None if output.dim() != 2 || width != shape.classes => bail_input!(
-                "{name} makes {:?} of an image where {} class scores are needed: choose --set model.script.method=… or model.script.output=…, or put a head on \
-                 it with --head linear",
-                output.size(),
-                shape.classes
-            ),
-            ScriptHead::None => {}
-        }
-        Ok(model)
+        Ok(Self { engine, name, method: script.method.clone(), output: script.output.clone() })
     }
 
-    /// As every model: an operation that fails ends the verb with its message.
-    fn forward_module(&self, images: &Tensor, train: bool) -> Tensor {
-        match self.compute(images, train) {
-            Ok(output) => output,
-            Err(error) => panic!("{error:#}"),
-        }
-    }
-
-    fn compute(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+    /// The output for as many of the inputs as the method takes tensors.
+    pub fn compute(&self, inputs: &[&Tensor], train: bool) -> Result<Tensor> {
         match &self.engine {
             Engine::Module { module, training } => {
                 if training.replace(Some(train)) != Some(train) {
                     module.set_training(train)?;
                 }
-                module.forward(&self.method, images, &self.output)
+                module.forward(&self.method, inputs, &self.output)
             }
             Engine::Package(package) => {
                 let place = self.output.parse::<usize>().unwrap_or(0);
-                let count = images.size()[0];
-                let mut outputs = package.run(&[images.contiguous()])?;
+                let inputs: Vec<Tensor> = inputs.iter().map(|input| input.contiguous()).collect();
+                let mut outputs = package.run(&inputs)?;
                 if place >= outputs.len() {
-                    return Err(anyhow!("the package has {} outputs for {count} images", outputs.len()));
+                    return Err(anyhow!(
+                        "the package has {} outputs, so none is number {place}",
+                        outputs.len()
+                    ));
                 }
                 Ok(outputs.swap_remove(place))
             }
         }
     }
+
+    /// As every network: an operation that fails ends the verb with its message.
+    pub fn forward(&self, inputs: &[&Tensor], train: bool) -> Tensor {
+        match self.compute(inputs, train) {
+            Ok(output) => output,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// The output for an example of its inputs, which shows whether it takes them at all, and its shape.
+    ///
+    /// # Errors
+    /// It does not; `what` they are is for the message.
+    pub fn probe(&self, inputs: &[&Tensor], what: &str) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        self.compute(inputs, false)
+            .with_context(|| {
+                format!("{} does not take {what} of the shape {:?}", self.name, inputs[0].size())
+            })
+            .map_err(|error| bad_input!("{error:#}"))
+    }
+
+    /// Where it comes from.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes it as a module, with a linear layer on it if there is one.
+    pub fn save(&self, layer: Option<ScriptedLayer<'_>>, path: &Path) -> Result<()> {
+        let Engine::Module { module, training } = &self.engine else {
+            bail_input!("a compiled package cannot be saved as a module");
+        };
+        training.set(Some(false));
+        module.set_training(false)?;
+        match layer {
+            None => module.save(path),
+            Some(ScriptedLayer { arguments, features, linear }) => module.save_with_head(
+                &self.method,
+                &self.output,
+                arguments,
+                features,
+                (linear.weight(), linear.bias()),
+                path,
+            ),
+        }
+    }
+}
+
+/// A linear layer on the output of a module, for a file.
+pub struct ScriptedLayer<'a> {
+    /// The names of the inputs.
+    pub arguments: &'a [&'a str],
+    /// Lines of TorchScript that make the layer's input, `features [batch, …]`, of the module's output, `features`.
+    pub features: &'a str,
+    /// The layer.
+    pub linear: &'a Linear,
+}
+
+/// A module or package with what makes scores of its output: nothing, or a linear layer over the flattened output.
+#[derive(Debug)]
+pub struct ScriptedModel {
+    network: ScriptedNetwork,
+    head: Option<Linear>,
+    input: &'static str,
+}
+
+impl ScriptedModel {
+    /// Loads it, with `backbone.` before its names where there is a head, and puts the head on it. `example` is an input, `input` what it is of.
+    ///
+    /// # Errors
+    /// The file is neither module nor package, has no such method, or its output does not fit the input or the number of scores.
+    pub fn new(
+        scope: &Scope,
+        script: &ScriptConfig,
+        (input, example): (&'static str, &Tensor),
+        scores: i64,
+    ) -> Result<Self> {
+        let names = match script.head {
+            ScriptHead::None => scope.clone(),
+            ScriptHead::Linear => scope.child("backbone"),
+        };
+        let network = ScriptedNetwork::new(&names, script)?;
+        let output = network.probe(&[example], input)?;
+        let width = output.size().iter().skip(1).product::<i64>();
+        let head = match script.head {
+            ScriptHead::Linear => Some(Linear::new(&scope.child("head"), width, scores)?),
+            ScriptHead::None => {
+                require_scores(&network, &output, scores)?;
+                None
+            }
+        };
+        Ok(Self { network, head, input })
+    }
+
+    /// Inputs, batch first, to scores `[batch, scores]`.
+    pub fn forward(&self, inputs: &Tensor, train: bool) -> Tensor {
+        let output = self.network.forward(&[inputs], train);
+        match &self.head {
+            Some(head) => head.forward(&output.flatten(1, -1)),
+            // A value for each sample may come without a dimension of its own.
+            None if output.dim() == 1 => output.unsqueeze(1),
+            None => output,
+        }
+    }
+
+    /// Writes it as a module.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let layer = self.head.as_ref().map(|linear| ScriptedLayer {
+            arguments: std::slice::from_ref(&self.input),
+            features: "features = torch.flatten(features, 1)",
+            linear,
+        });
+        self.network.save(layer, path)
+    }
+}
+
+/// Refuses a module whose output is not so many scores for each sample.
+pub fn require_scores(network: &ScriptedNetwork, output: &Tensor, scores: i64) -> Result<()> {
+    match output.size()[..] {
+        [_, width] if width == scores => Ok(()),
+        [_] if scores == 1 => Ok(()),
+        _ => bail_input!(
+            "{} makes {:?} of one sample where {scores} scores are needed: choose --set model.script.method=… or model.script.output=…, or put a head on \
+             it with --head linear",
+            network.name(),
+            output.size(),
+        ),
+    }
 }
 
 impl ImageModel for ScriptedModel {
     fn maps(&self, images: &Tensor, train: bool) -> Tensor {
-        self.forward_module(images, train)
+        self.network.forward(&[images], train)
     }
 
     fn pool(&self, maps: &Tensor, _train: bool) -> Tensor {
@@ -186,13 +293,37 @@ impl ImageModel for ScriptedModel {
     }
 
     fn save_script(&self, path: &Path) -> Option<Result<()>> {
-        let Engine::Module { module, training } = &self.engine else {
-            return Some(Err(crate::bad_input!("a compiled package cannot be saved as a module")));
+        Some(self.save(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::models::Parameters;
+
+    #[test]
+    fn a_module_that_does_not_fit_is_refused_with_what_to_do() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torchscript/classifier.pt");
+        let script = |method: &str| ScriptConfig {
+            file: file.clone(),
+            method: method.to_owned(),
+            output: String::new(),
+            head: ScriptHead::None,
         };
-        training.set(Some(false));
-        Some(module.set_training(false).and_then(|()| match &self.head {
-            None => module.save(path),
-            Some(head) => module.save_with_head(&self.method, &self.output, head.weight(), head.bias(), path),
-        }))
+        let refusal = |script: &ScriptConfig, size: &[i64], scores: i64| {
+            let parameters = Parameters::new(Device::Cpu);
+            let example = Tensor::zeros(size, (Kind::Float, Device::Cpu));
+            let error = ScriptedModel::new(&parameters.root(), script, ("images", &example), scores);
+            crate::error::one_sentence(&error.unwrap_err())
+        };
+        let text = refusal(&script("forwards"), &[1, 3, 8, 8], 3);
+        assert!(text.contains("has no method `forwards`; it has forward"), "{text}");
+        let text = refusal(&script("forward"), &[1, 5], 3);
+        assert!(text.contains("does not take images of the shape [1, 5]"), "{text}");
+        let text = refusal(&script("forward"), &[1, 3, 8, 8], 1000);
+        assert!(text.contains("1000 scores are needed") && text.contains("--head linear"), "{text}");
     }
 }

@@ -1,10 +1,11 @@
 //! A dense network on the rows of a table; without hidden layers it is a linear model.
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Scope;
 use super::layers::{BatchNorm2d, Linear};
+use super::scripted::{ScriptConfig, ScriptedModel};
 
 /// What follows each hidden layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,5 +93,42 @@ impl TableNetwork {
             }
         }
         self.output.forward(&x)
+    }
+}
+
+/// What stands between the columns of a table and its outputs.
+#[derive(Debug)]
+pub enum TableModel {
+    /// Our own layers.
+    Dense(TableNetwork),
+    /// Somebody else's.
+    Scripted(ScriptedModel),
+}
+
+impl TableModel {
+    /// The module where there is one, else a network with fresh weights.
+    pub fn new(scope: &Scope, config: &TableNetworkConfig, script: Option<&ScriptConfig>) -> Result<Self> {
+        let Some(script) = script else { return Ok(Self::Dense(TableNetwork::new(scope, config)?)) };
+        let [inputs, outputs] = config.widths[..] else {
+            crate::bail_input!("a module in place of a network has no layers of its own");
+        };
+        let rows = Tensor::f_zeros([2, inputs], (Kind::Float, scope.parameters().device()))?;
+        Ok(Self::Scripted(ScriptedModel::new(scope, script, ("rows", &rows), outputs)?))
+    }
+
+    /// `[batch, inputs]` to `[batch, outputs]`, without an activation on the output.
+    pub fn forward(&self, rows: &Tensor, train: bool) -> Tensor {
+        match self {
+            Self::Dense(network) => network.forward(rows, train),
+            Self::Scripted(model) => model.forward(rows, train),
+        }
+    }
+
+    /// What the names of the head's parameters begin with, where there is one on somebody else's layers.
+    pub fn head_name(&self) -> Option<&'static str> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Scripted(_) => Some("head"),
+        }
     }
 }

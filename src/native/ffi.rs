@@ -324,7 +324,8 @@ unsafe extern "C" {
     pub fn suite_script_forward(
         module: *const ScriptModule,
         method: *const c_char,
-        input: Tensor,
+        inputs: *const Tensor,
+        count: usize,
         output: *const c_char,
         result: *mut *mut C_tensor,
     ) -> Outcome;
@@ -332,6 +333,8 @@ unsafe extern "C" {
         module: *const ScriptModule,
         method: *const c_char,
         output: *const c_char,
+        arguments: *const c_char,
+        lines: *const c_char,
         weight: Tensor,
         bias: Tensor,
         path: *const c_char,

@@ -162,16 +162,19 @@ impl ScriptModule {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Writes a module that calls a method of this one, takes one of its outputs, flattens it, and puts a linear layer on it.
+    /// Writes a module that calls a method of this one with as many of its own `arguments` as that takes, takes one of its outputs as `features`, runs
+    /// the lines of TorchScript given over it, and puts a linear layer (weight, bias) on what `features` then is.
     pub fn save_with_head(
         &self,
         method: &str,
         output: &str,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
+        arguments: &[&str],
+        lines: &str,
+        (weight, bias): (&Tensor, Option<&Tensor>),
         path: &Path,
     ) -> Result<()> {
         let (method, output, name) = (CString::new(method)?, CString::new(output)?, path_text(path)?);
+        let (arguments, lines) = (CString::new(arguments.join("\n"))?, CString::new(lines)?);
         let bias = match bias {
             Some(bias) => bias.shallow_clone(),
             None => Tensor::f_zeros([weight.size()[0]], (weight.kind(), weight.device()))?,
@@ -182,6 +185,8 @@ impl ScriptModule {
                 self.module,
                 method.as_ptr(),
                 output.as_ptr(),
+                arguments.as_ptr(),
+                lines.as_ptr(),
                 weight.as_ptr(),
                 bias.as_ptr(),
                 name.as_ptr(),
@@ -308,13 +313,22 @@ impl ScriptModule {
         unsafe { Crossing::read(result.0) }
     }
 
-    /// Calls a method that takes one tensor, with gradients. `output` chooses from several outputs, by position or key; empty for the first.
-    pub fn forward(&self, method: &str, input: &Tensor, output: &str) -> Result<Tensor> {
+    /// Calls a method with tensors, with gradients: as many as its first arguments are declared as tensors, the rest is left out. `output` chooses
+    /// from several outputs, by position or key; empty for the first.
+    pub fn forward(&self, method: &str, inputs: &[&Tensor], output: &str) -> Result<Tensor> {
         let (name, output) = (CString::new(method)?, CString::new(output)?);
+        let pointers: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
         new_tensor(|result| {
-            // SAFETY: everything is alive, texts are terminated, and there is a place for the result.
+            // SAFETY: everything is alive, texts are terminated, the inputs are as many as is said, and there is a place for the result.
             unsafe {
-                ffi::suite_script_forward(self.module, name.as_ptr(), input.as_ptr(), output.as_ptr(), result)
+                ffi::suite_script_forward(
+                    self.module,
+                    name.as_ptr(),
+                    pointers.as_ptr(),
+                    pointers.len(),
+                    output.as_ptr(),
+                    result,
+                )
             }
         })
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::encoding::Encoding;
 use crate::bail_input;
 use crate::data::table::{BuiltinTable, ColumnType, TableForm, TableSource};
+use crate::models::scripted::ScriptConfig;
 
 /// What is fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -198,6 +199,9 @@ pub struct RegressionModelConfig {
     /// Batch normalisation before each hidden activation.
     #[serde(default)]
     pub batch_norm: bool,
+    /// The module that stands in place of the layers of `mlp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptConfig>,
     /// What `mlp` predicts: a number, one of two classes (one sigmoid output), one of several (softmax). By the target if left out.
     pub goal: Option<Goal>,
     /// Columns of the design; counted in the data if left out.
@@ -229,6 +233,7 @@ impl RegressionModelConfig {
             activation: Activation::Relu,
             dropout: 0.0,
             batch_norm: false,
+            script: None,
             goal: None,
             inputs: None,
             outputs: None,
@@ -316,7 +321,13 @@ impl RegressionModelConfig {
         only("hidden", !self.hidden.is_empty(), &[Mlp])?;
         only("dropout", self.dropout != 0.0, &[Mlp])?;
         only("batch_norm", self.batch_norm, &[Mlp])?;
+        only("script", self.script.is_some(), &[Mlp])?;
         only("goal", self.goal.is_some(), &[Mlp])?;
+        if self.script.is_some() && (!self.hidden.is_empty() || self.dropout != 0.0 || self.batch_norm) {
+            bail_input!(
+                "model.script stands in place of model.hidden, dropout and batch_norm: leave them out"
+            );
+        }
         if self.alpha.is_some_and(|alpha| !alpha.is_finite() || alpha < 0.0) {
             bail_input!("model.alpha must be at least 0");
         }

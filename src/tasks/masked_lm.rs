@@ -50,7 +50,7 @@ impl Task for MaskedLm {
 
     fn step(&mut self, batch: &MaskedBatch, mode: Mode) -> Result<StepOutput> {
         let train = mode == Mode::Train;
-        let hidden = self.model.encoder().forward(&batch.tokens.inputs(), train); // [batch, longest, width]
+        let hidden = self.model.hidden(&batch.tokens.inputs(), train); // [batch, longest, width]
         // Words are scored where they are hidden, and nowhere else.
         let hidden = hidden.f_flatten(0, 1)?.f_index_select(0, &batch.places)?; // [hidden, width]
         let scores = wide(&self.model.scores(&hidden, train))?; // [hidden, vocabulary]

@@ -79,7 +79,7 @@ impl SentenceEmbedding {
 
     /// One vector for each text, `[batch, width]` float32.
     pub fn embed(&self, tokens: &TokenBatch, mode: Mode) -> Result<Tensor> {
-        let hidden = self.model.encoder().forward(&tokens.inputs(), mode == Mode::Train);
+        let hidden = self.model.hidden(&tokens.inputs(), mode == Mode::Train);
         let vectors = pool(&hidden.f_to_kind(Kind::Float)?, tokens.mask.as_ref(), self.pooling)?;
         match self.normalise {
             true => normalised(&vectors),

@@ -7,7 +7,7 @@ use super::classification::{ClassificationEvaluator, METRICS as CLASS_METRICS};
 use super::{Evaluator, Mode, Outcome, StepOutput, Sum, Task};
 use crate::data::table::TableBatch;
 use crate::models::Parameters;
-use crate::models::table_network::TableNetwork;
+use crate::models::table_network::TableModel;
 use crate::regression::config::Goal;
 use crate::regression::encoding::Encoding;
 use crate::regression::scores::{NUMBER_METRICS, NumberEvaluator, RowPredictor};
@@ -15,7 +15,7 @@ use crate::regression::scores::{NUMBER_METRICS, NumberEvaluator, RowPredictor};
 /// A network with the meaning of its outputs.
 pub struct TablePrediction {
     parameters: Parameters,
-    network: TableNetwork,
+    network: TableModel,
     encoding: Encoding,
     goal: Goal,
     /// Whether the network predicts the standardised target.
@@ -29,7 +29,7 @@ impl TablePrediction {
     /// Puts the parts together.
     pub fn new(
         parameters: Parameters,
-        network: TableNetwork,
+        network: TableModel,
         encoding: Encoding,
         goal: Goal,
         scaled_target: bool,
@@ -123,6 +123,10 @@ impl Task for TablePrediction {
 
     fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    fn head_name(&self) -> Option<&str> {
+        self.network.head_name()
     }
 
     fn metrics(&self) -> &'static [&'static str] {

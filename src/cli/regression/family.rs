@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::report;
@@ -13,7 +13,8 @@ use crate::data::Splits;
 use crate::data::order::hold_out;
 use crate::data::table::{TableReader, TableRows, TableSource};
 use crate::models::Parameters;
-use crate::models::table_network::{HiddenActivation, TableNetwork, TableNetworkConfig};
+use crate::models::scripted::{ATTACHMENT, ScriptHead};
+use crate::models::table_network::{HiddenActivation, TableModel, TableNetworkConfig};
 use crate::recipe::{self, Preset};
 use crate::regression::algebra::numbers;
 use crate::regression::config::{
@@ -70,6 +71,16 @@ impl Family for Regression {
         TableDataConfig::settings(argument)
     }
 
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        // The layers of the recipe are another network's.
+        Ok(vec![
+            ("model.name", json!(ModelName::Mlp)),
+            ("model.hidden", json!([])),
+            ("model.dropout", json!(0.0)),
+            ("model.batch_norm", json!(false)),
+        ])
+    }
+
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
         recipe.model.validate()?;
         recipe.data.validate()?;
@@ -88,6 +99,9 @@ impl Family for Regression {
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<TableRows>>> {
+        if let Some(script) = &recipe.model.script {
+            recipe.attachments.add_file(ATTACHMENT, &script.file);
+        }
         let threads = recipe.training.threads.unwrap_or(1);
         let goal = goal_of(recipe)?;
         let (encoding, train, test) = match &recipe.data.encoding {
@@ -126,17 +140,23 @@ impl Family for Regression {
         Ok(Splits { train, validation, test })
     }
 
+    fn model_of(recipe: &FamilyRecipe<Self>) -> RegressionModelConfig {
+        let script = recipe.model.script.clone().map(|script| script.kept(&recipe.attachments));
+        RegressionModelConfig { script, ..recipe.model.clone() }
+    }
+
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<TablePrediction> {
         let encoding = recipe.data.encoding.clone().ok_or_else(|| anyhow!("the recipe has no encoding"))?;
         let goal = recipe.model.goal().ok_or_else(|| anyhow!("the recipe has no goal"))?;
-        let network = TableNetwork::new(&parameters.root(), &network_config(&recipe.model)?)?;
+        let model = Self::model_of(recipe);
+        let network = TableModel::new(&parameters.root(), &network_config(&model)?, model.script.as_ref())?;
         TablePrediction::new(
             parameters,
             network,
             encoding,
             goal,
             is_target_scaled(&recipe.model, goal),
-            recipe.data.standardize.unwrap_or(true),
+            is_standardized(recipe),
             recipe.training.label_smoothing,
         )
     }
@@ -158,7 +178,7 @@ impl Family for Regression {
 
     fn network(model: &RegressionModelConfig, device: Device) -> Result<Network> {
         let parameters = Parameters::new(device);
-        let network = TableNetwork::new(&parameters.root(), &network_config(model)?)?;
+        let network = TableModel::new(&parameters.root(), &network_config(model)?, model.script.as_ref())?;
         Ok(Network { parameters, forward: Box::new(move |inputs| vec![network.forward(&inputs[0], false)]) })
     }
 
@@ -187,9 +207,20 @@ pub fn goal_of(recipe: &FamilyRecipe<Regression>) -> Result<Goal> {
     guess_goal(&recipe.data, reader.head(), reader.name())
 }
 
-/// Whether the network learns the standardised target: not where it is a linear model, whose coefficients people watch.
+/// Whether the network learns the standardised target: not where it is a linear model, whose coefficients people watch, or a finished one, which has
+/// its own units.
 fn is_target_scaled(model: &RegressionModelConfig, goal: Goal) -> bool {
-    model.name == ModelName::Mlp && goal == Goal::Number
+    model.name == ModelName::Mlp && goal == Goal::Number && !is_finished(model)
+}
+
+/// Whether the network takes standardised columns where the recipe does not say.
+fn is_standardized(recipe: &FamilyRecipe<Regression>) -> bool {
+    recipe.data.standardize.unwrap_or(!is_finished(&recipe.model))
+}
+
+/// Whether it is somebody else's module as it is, from inputs to outputs.
+fn is_finished(model: &RegressionModelConfig) -> bool {
+    model.script.as_ref().is_some_and(|script| script.head == ScriptHead::None)
 }
 
 fn network_config(model: &RegressionModelConfig) -> Result<TableNetworkConfig> {
@@ -267,7 +298,7 @@ fn rows_of(recipe: &FamilyRecipe<Regression>, encoding: &Encoding, blocks: &[Raw
     let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32);
     for block in blocks {
         let design = encoding.encode(&block.x)?;
-        let design = match recipe.data.standardize.unwrap_or(true) {
+        let design = match is_standardized(recipe) {
             true => (design - &mean) / &scale,
             false => design,
         };

@@ -87,7 +87,7 @@ pub fn run(arguments: RegressionTrainArgs) -> Result<()> {
 fn write_linear(run: &std::path::Path) -> Result<()> {
     let trained = Trained::of(run)?;
     let Fitted::Network(task) = &trained.model else { return Ok(()) };
-    if !trained.recipe.model.hidden.is_empty() {
+    if !trained.recipe.model.hidden.is_empty() || trained.recipe.model.script.is_some() {
         return Ok(());
     }
     let parameters = crate::tasks::Task::parameters(task.as_ref());

@@ -1,5 +1,6 @@
 //! What `rnn` tells the shared verbs.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use crate::models::Parameters;
 use crate::models::recurrent::{
     Cell, Forecaster, LanguageModel, Recurrent, RnnConfig, RnnGoal, SequenceClassifier,
 };
+use crate::models::scripted::ATTACHMENT;
 use crate::recipe::Preset;
 use crate::reporting::{Chart, ConfusionMatrix, Example, Log, Mark, Report, Sample, Series, format};
 use crate::tasks::criterion::ClassificationLoss;
@@ -101,6 +103,10 @@ impl Family for Rnn {
         }
     }
 
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        Ok(Vec::new())
+    }
+
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
         recipe.model.validate()?;
         recipe.data.validate()?;
@@ -126,6 +132,9 @@ impl Family for Rnn {
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Sequences>>> {
+        if let Some(script) = &recipe.model.script {
+            recipe.attachments.add_file(ATTACHMENT, &script.file);
+        }
         let kept = kept_tokenizer(recipe)?;
         let is_new = kept.is_none();
         let attachments = &mut recipe.attachments;
@@ -184,11 +193,16 @@ impl Family for Rnn {
         }
     }
 
+    fn model_of(recipe: &FamilyRecipe<Self>) -> RnnConfig {
+        let script = recipe.model.script.clone().map(|script| script.kept(&recipe.attachments));
+        RnnConfig { script, ..recipe.model.clone() }
+    }
+
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<SequenceTask> {
         let (model, data, training) = (&recipe.model, &recipe.data, &recipe.training);
         Ok(match model.task {
             RnnGoal::Classify => {
-                let network = SequenceClassifier::new(&parameters.root(), model)?;
+                let network = SequenceClassifier::new(&parameters.root(), &Self::model_of(recipe))?;
                 // A trained table is in its checkpoint.
                 let vectors = data.vectors.as_ref().filter(|_| parameters.draws());
                 if let (Some(path), Some(embedding)) = (vectors, network.embedding()) {
@@ -325,6 +339,13 @@ impl Family for Rnn {
                 vec![task.network().forward(&inputs[0], future(inputs), false).values]
             }
         })
+    }
+
+    fn save_script(task: &SequenceTask, path: &Path) -> Option<Result<()>> {
+        match task {
+            SequenceTask::Classify(task) => task.network().save_script(path),
+            SequenceTask::Lm(_) | SequenceTask::Forecast(_) => None,
+        }
     }
 
     fn illustrate(

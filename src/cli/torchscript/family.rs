@@ -1,10 +1,11 @@
-//! `train` and `eval`: a module as an image classifier, by the tasks and the trainer of `cnn`.
+//! `train` and `eval`: a module in place of a family's network, by the family's data, tasks and trainer. For images the family is this one, which is
+//! `cnn` with recipes of its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
@@ -13,6 +14,8 @@ use crate::cli::args::{DeviceArgs, EvalArgs, EvalFormat, ModelArgs, Part, TrainA
 use crate::cli::cnn::Cnn;
 use crate::cli::eval::{Evaluated, report};
 use crate::cli::family::{Family, FamilyRecipe, Network, Prediction};
+use crate::cli::regression::Regression;
+use crate::cli::rnn::Rnn;
 use crate::cli::{CommonVerb, run_common, session};
 use crate::data::Splits;
 use crate::data::image_dataset::{ImageDataset, Views};
@@ -54,6 +57,10 @@ impl Family for Scripted {
 
     fn data_settings(argument: &str) -> Vec<(&'static str, Value)> {
         Cnn::data_settings(argument)
+    }
+
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        Cnn::script_settings()
     }
 
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
@@ -139,6 +146,18 @@ impl Family for Scripted {
     }
 }
 
+/// Whose data, tasks and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Images and their classes
+    #[default]
+    Cnn,
+    /// Texts or sequences of numbers and their classes
+    Rnn,
+    /// Rows of a table with a number or a class
+    Regression,
+}
+
 /// Which of a module's methods and outputs make the scores.
 #[derive(Clone, Debug, Default, Args)]
 struct EntryArgs {
@@ -163,6 +182,9 @@ pub struct ScriptTrainArgs {
     /// The module to fine-tune
     #[arg(value_name = "FILE", required_unless_present = "resume", conflicts_with = "resume")]
     file: Option<PathBuf>,
+    /// The family whose data, task and metrics are taken; its own `train --help` tells more
+    #[arg(long, value_enum, default_value_t)]
+    family: Kind,
     #[command(flatten)]
     entry: EntryArgs,
     /// Scale and normalise images as published weights of this architecture expect
@@ -174,7 +196,7 @@ pub struct ScriptTrainArgs {
 
 /// Trains.
 pub fn train(arguments: ScriptTrainArgs) -> Result<()> {
-    let ScriptTrainArgs { file, entry, preprocess, mut train } = arguments;
+    let ScriptTrainArgs { file, family, entry, preprocess, mut train } = arguments;
     if train.init_from.is_some() {
         bail_input!("--init-from: give the module as FILE");
     }
@@ -188,7 +210,22 @@ pub fn train(arguments: ScriptTrainArgs) -> Result<()> {
     let settings = entry.chain(preprocess).map(|(key, value)| format!("{key}={value}"));
     // Before the user's own, which win.
     train.set.splice(0..0, settings.collect::<Vec<_>>());
-    run_common::<Scripted>(CommonVerb::Train(Box::new(train)))
+    match family {
+        Kind::Cnn => run_common::<Scripted>(CommonVerb::Train(Box::new(train))),
+        Kind::Rnn => {
+            if train.resume.is_none() {
+                train.task.get_or_insert_with(|| "classify".to_owned());
+            }
+            run_common::<Rnn>(CommonVerb::Train(Box::new(train)))
+        }
+        Kind::Regression => {
+            if train.resume.is_none() {
+                // The default recipe is a solver's.
+                train.recipe.get_or_insert_with(|| "mlp".to_owned());
+            }
+            run_common::<Regression>(CommonVerb::Train(Box::new(train)))
+        }
+    }
 }
 
 /// Says before anything starts that a module has nothing to train, and warns of one that learns in part only.
@@ -218,12 +255,15 @@ pub struct ScriptEvalArgs {
     /// A module, a compiled package, or a run folder
     #[arg(value_name = "FILE|RUN")]
     path: PathBuf,
+    /// The family whose data, task and metrics are taken
+    #[arg(long, value_enum, default_value_t)]
+    family: Kind,
     #[command(flatten)]
     entry: EntryArgs,
-    /// Image data; of a run by default its own
+    /// The data; of a run by default its own
     #[arg(long, value_name = "DIR|NAME")]
     data: Option<String>,
-    /// Which part [default: test, else validation]
+    /// Which part [default: test, else validation, else all]
     #[arg(long, value_enum)]
     split: Option<Part>,
     /// Names of the module's classes, one a line [default: those of the data]
@@ -243,13 +283,31 @@ pub struct ScriptEvalArgs {
 
 /// Evaluates.
 pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
-    let ScriptEvalArgs { path, entry, data, split, classes, batch_size, format, preprocess, device } =
-        arguments;
+    match arguments.family {
+        Kind::Cnn => eval_as::<Scripted>(arguments, &[]),
+        Kind::Rnn => eval_as::<Rnn>(arguments, &[("model.task", json!("classify"))]),
+        Kind::Regression => eval_as::<Regression>(arguments, &[]),
+    }
+}
+
+fn eval_as<F: Family>(arguments: ScriptEvalArgs, of_family: &[(&str, Value)]) -> Result<()> {
+    let ScriptEvalArgs {
+        path,
+        family: _,
+        entry,
+        data,
+        split,
+        classes,
+        batch_size,
+        format,
+        preprocess,
+        device,
+    } = arguments;
     if path.is_dir() {
         let weights = WeightsArgs::default();
         let run = ModelArgs { run: Some(path), checkpoint: None, weights, device, batch_size };
         let tta = Views::default();
-        return run_common::<Scripted>(CommonVerb::Eval(Box::new(EvalArgs {
+        return run_common::<F>(CommonVerb::Eval(Box::new(EvalArgs {
             run,
             data,
             split,
@@ -268,12 +326,17 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
     }
     let mut value = json!({
         "name": path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
-        "model": { "name": NAME, "script": { "file": path } },
-        "data": { "val_fraction": 0.1 },
+        "model": { "script": { "file": path } },
+        // Nothing is trained on the rest.
+        "data": { "val_fraction": 0.0 },
         "training": {},
     });
-    for (key, setting) in entry.settings().into_iter().chain(Scripted::data_settings(&data)) {
+    let common = F::script_settings()?.into_iter().chain(of_family.iter().cloned());
+    for (key, setting) in common.chain(entry.settings()).chain(F::data_settings(&data)) {
         recipe::set(&mut value, key, setting)?;
+    }
+    if let Some(tokenizer) = &preprocess.tokenizer {
+        recipe::set(&mut value, "data.tokenizer", json!({ "kind": "file", "path": tokenizer }))?;
     }
     for (key, setting) in preprocess.settings()? {
         recipe::set(&mut value, &key, setting)?;
@@ -288,17 +351,18 @@ pub fn eval(arguments: ScriptEvalArgs) -> Result<()> {
     for (key, setting) in settings {
         recipe::set(&mut value, key, setting)?;
     }
-    let mut recipe: FamilyRecipe<Scripted> = recipe::typed(value, "the flags")?;
+    let mut recipe: FamilyRecipe<F> = recipe::typed(value, "the flags")?;
     recipe.training.eval_batch_size = batch_size;
-    Scripted::validate(&recipe)?;
+    F::validate(&recipe)?;
     let device = session::prepare(&mut recipe.training)?;
     let log = Log::new(Verbosity::from_flags(false, format == EvalFormat::Json));
-    let splits = Scripted::open(&mut recipe, &log)?;
-    let task = Scripted::build(&recipe, Parameters::undrawn(device))?;
+    let splits = F::open(&mut recipe, &log)?;
+    let all = splits.test.is_none() && splits.validation.is_none();
+    let task = F::build(&recipe, Parameters::undrawn(device))?;
     let origin = path.display().to_string();
-    report::<Scripted>(
+    report::<F>(
         Evaluated { recipe: &recipe, splits, task, origin: &origin, step: None },
-        split,
+        split.or(all.then_some(Part::Train)),
         Views::default(),
         format,
         &log,

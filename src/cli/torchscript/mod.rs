@@ -33,11 +33,11 @@ pub enum Verb {
     Info(ScriptInfoArgs),
     /// Call a method with inputs from files
     Run(Box<RunModuleArgs>),
-    /// Metrics of a module, package or run on image data
+    /// Metrics of a module, package or run on images, texts, sequences or tables
     Eval(Box<ScriptEvalArgs>),
     /// Latency and throughput over batch sizes and threads
     Bench(Box<BenchArgs>),
-    /// Fine-tune a module on image data, or continue a run exactly
+    /// Fine-tune a module on images, texts, sequences or tables, or continue a run exactly
     Train(Box<ScriptTrainArgs>),
     /// Weights and modules from one form into another
     Convert(ConvertArgs),

@@ -129,7 +129,11 @@ fn explain(
     points: usize,
 ) -> Result<Explanation> {
     const POINTS_AT_A_TIME: usize = 16;
-    let encoder = task.model().encoder();
+    let Some(encoder) = task.model().encoder() else {
+        bail_input!(
+            "explain looks at the word vectors and the attention of an encoder, which a TorchScript module does not show"
+        );
+    };
     let score_of = |words: &Tensor| -> Result<Tensor> {
         let count = words.size()[0];
         let repeated = |tensor: &Tensor| tensor.expand([count, -1], false);

@@ -15,8 +15,11 @@ use crate::data::encoder_texts::{BUILTIN, EncoderDataConfig, TokenBatch};
 use crate::data::text::{TOKENIZER_FILE, TextTokenizer, TokenizerConfig, TokenizerKind};
 use crate::data::{Dataset, Splits};
 use crate::models::Parameters;
-use crate::models::encoders::{EncoderConfig, EncoderInputs, EncoderModel, HeadKind, MODEL_TYPES};
+use crate::models::encoders::{
+    EncoderConfig, EncoderInputs, EncoderModel, HeadKind, MODEL_TYPES, ModuleConfig,
+};
 use crate::models::lora::is_adapter;
+use crate::models::scripted::{ATTACHMENT, ScriptConfig, ScriptHead, ScriptedNetwork};
 use crate::recipe::{Preset, Recipe};
 use crate::reporting::{Log, Report};
 use crate::tasks::sentence_embedding::{PairLoss, Pooling};
@@ -37,6 +40,9 @@ pub struct EncoderSection {
     /// The keys of `config.json`; taken from the weights to start from if left out.
     #[serde(default)]
     pub config: Option<EncoderConfig>,
+    /// The module that stands in place of the encoder, until `config` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptConfig>,
     /// One dropout in place of all that the configuration names.
     #[serde(default)]
     pub dropout: Option<f64>,
@@ -64,6 +70,7 @@ impl EncoderSection {
             task,
             name: None,
             config: None,
+            script: None,
             dropout: None,
             num_labels: None,
             gradient_checkpointing: false,
@@ -165,6 +172,10 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
         settings
     }
 
+    fn script_settings() -> Result<Vec<(&'static str, Value)>> {
+        Ok(vec![("model.name", Value::Null), ("model.config", Value::Null)])
+    }
+
     fn validate(recipe: &FamilyRecipe<Self>) -> Result<()> {
         if recipe.model.task != T::TASK {
             bail_input!(
@@ -185,6 +196,7 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
     }
 
     fn open(recipe: &mut FamilyRecipe<Self>, log: &Log) -> Result<Splits<Arc<Self::Dataset>>> {
+        take_module(recipe)?;
         let pretrained = match (&recipe.training.init_from, &recipe.model.config, &recipe.data.tokenizer) {
             // A run that goes on has all of it: what it began with may be gone.
             (Some(_), Some(_), Some(_)) | (None, ..) => None,
@@ -209,9 +221,13 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
     }
 
     fn build(recipe: &FamilyRecipe<Self>, parameters: Parameters) -> Result<T::Task> {
+        let mut config = recipe.model.config()?.clone();
+        if let EncoderConfig::TorchScript(module) = &mut config {
+            module.script = module.script.clone().kept(&recipe.attachments);
+        }
         let model = EncoderModel::new(
             &parameters.root(),
-            recipe.model.config()?,
+            &config,
             T::head(&recipe.model)?,
             recipe.model.gradient_checkpointing,
         )?;
@@ -276,6 +292,9 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
         folder: &Path,
     ) -> Result<()> {
         let (model, parameters) = (T::model(task), task.parameters());
+        if model.encoder().is_none() {
+            bail_input!("{} has no form for a TorchScript module: give --format torchscript", format.name());
+        }
         match format {
             FolderFormat::HuggingFace => super::export::hugging_face(recipe, model, parameters, folder),
             FolderFormat::Peft => super::export::peft(recipe, model, parameters, folder),
@@ -317,6 +336,10 @@ impl<T: EncoderTask + 'static> Family for Encoders<T> {
 
     fn forward(task: &T::Task, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![T::model(task).forward(&inputs_of(inputs), false)])
+    }
+
+    fn save_script(task: &T::Task, path: &Path) -> Option<Result<()>> {
+        T::model(task).save_script(path)
     }
 
     fn illustrate(
@@ -387,6 +410,38 @@ fn tokenizer_of<T: EncoderTask>(
     }
     tokenizer.attach(&mut recipe.attachments, TOKENIZER_FILE)?;
     Ok(tokenizer)
+}
+
+/// Makes the configuration of a module that is to stand in the encoder's place (`--init-from FILE --head linear`), and has the run keep it.
+fn take_module(recipe: &mut EncoderRecipe) -> Result<()> {
+    if let Some(script) = recipe.model.script.take() {
+        if script.head == ScriptHead::None {
+            bail_input!(
+                "--head none: the heads of texts are put on a module's hidden states: give --head linear"
+            );
+        }
+        let kind = recipe.data.tokenizer.as_ref().map(|tokenizer| tokenizer.kind);
+        if kind != Some(TokenizerKind::File) {
+            bail_input!(
+                "a module reads the tokens of its own tokenizer: give --set 'data.tokenizer={{\"kind\": \"file\", \"path\": \"…/tokenizer.json\"}}'"
+            );
+        }
+        // Looked at once; the model itself is made with the run's seed and on its device.
+        let network = ScriptedNetwork::new(&Parameters::undrawn(Device::Cpu).root(), &script)?;
+        let hidden = EncoderModel::hidden_of_module(&network, Device::Cpu)?;
+        recipe.model.config = Some(EncoderConfig::TorchScript(ModuleConfig {
+            script,
+            vocab_size: 1,
+            hidden_size: hidden.size().last().copied().unwrap_or(1),
+            max_position_embeddings: recipe.data.max_length.unwrap_or(USUAL_LENGTH),
+            pad_token_id: 0,
+            hidden_dropout_prob: 0.1,
+        }));
+    }
+    if let Some(EncoderConfig::TorchScript(module)) = &recipe.model.config {
+        recipe.attachments.add_file(ATTACHMENT, &module.script.file);
+    }
+    Ok(())
 }
 
 /// Decides the configuration: the recipe's, that of the weights to start from, or the usual one of an architecture with the vocabulary of the tokenizer.

@@ -66,7 +66,7 @@ pub fn run(arguments: &FillArgs) -> Result<()> {
             bail_input!("{}: there is no {name} in `{text}`", table.place(number));
         }
         let tokens = TokenBatch::of(&[(ids, encoded.second_from(number))], padding)?.to_device(device)?;
-        let hidden = task.model().encoder().forward(&tokens.inputs(), false); // [1, length, width]
+        let hidden = task.model().hidden(&tokens.inputs(), false); // [1, length, width]
         let mut masks = Vec::new();
         for &place in &places {
             let scores = task.model().scores(&hidden.f_select(1, place as i64)?, false); // [1, vocabulary]

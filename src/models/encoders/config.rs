@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::models::blocks::Activation;
+use crate::models::scripted::{self, ScriptConfig};
 use crate::{bail_input, recipe};
 
 /// Size and constants of an encoder: what `config.json` says of the architecture.
@@ -19,6 +20,27 @@ pub enum EncoderConfig {
     Electra(BertConfig),
     /// Sanh et al., "DistilBERT, a distilled version of BERT", 2019.
     DistilBert(DistilBertConfig),
+    /// A TorchScript module in an encoder's place.
+    TorchScript(ModuleConfig),
+}
+
+/// What is known of a module that stands in an encoder's place.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuleConfig {
+    /// The module. Its method takes tokens, and, if it takes more, which of them are there (1 and 0) and which text they belong to, each `[batch, length]`
+    /// int64; it gives `[batch, length, width]`, or `[batch, width]` where texts as a whole are told apart.
+    pub script: ScriptConfig,
+    /// Entries of the vocabulary.
+    pub vocab_size: i64,
+    /// Width of the output.
+    pub hidden_size: i64,
+    /// Tokens that a text has at most.
+    pub max_position_embeddings: i64,
+    /// The padding token.
+    pub pad_token_id: i64,
+    /// Dropout before the head.
+    pub hidden_dropout_prob: f64,
 }
 
 /// Keys of BERT, RoBERTa and ELECTRA. The defaults are BERT's (bert-base-uncased).
@@ -149,6 +171,8 @@ pub enum EncoderKind {
     Electra,
     /// DistilBERT.
     DistilBert,
+    /// Somebody else's.
+    Module,
 }
 
 impl EncoderKind {
@@ -159,6 +183,7 @@ impl EncoderKind {
             Self::Roberta => "roberta",
             Self::Electra => "electra",
             Self::DistilBert => "distilbert",
+            Self::Module => scripted::NAME,
         }
     }
 
@@ -169,6 +194,7 @@ impl EncoderKind {
             Self::Roberta => "Roberta",
             Self::Electra => "Electra",
             Self::DistilBert => "DistilBert",
+            Self::Module => "TorchScript",
         }
     }
 }
@@ -275,6 +301,7 @@ impl EncoderConfig {
             Self::Roberta(_) => EncoderKind::Roberta,
             Self::Electra(_) => EncoderKind::Electra,
             Self::DistilBert(_) => EncoderKind::DistilBert,
+            Self::TorchScript(_) => EncoderKind::Module,
         }
     }
 
@@ -316,6 +343,23 @@ impl EncoderConfig {
                 padding: config.pad_token_id,
                 deviation: config.initializer_range,
             },
+            // Of its inside nothing is known.
+            Self::TorchScript(config) => Dimensions {
+                vocabulary: config.vocab_size,
+                embedding_width: config.hidden_size,
+                width: config.hidden_size,
+                layers: 1,
+                heads: 1,
+                inner_width: config.hidden_size,
+                activation: Activation::Gelu,
+                dropout: config.hidden_dropout_prob,
+                attention_dropout: 0.0,
+                positions: config.max_position_embeddings,
+                segments: 0,
+                eps: 1e-12,
+                padding: config.pad_token_id,
+                deviation: 0.02,
+            },
         }
     }
 
@@ -324,6 +368,7 @@ impl EncoderConfig {
         match self {
             Self::Bert(config) | Self::Roberta(config) | Self::Electra(config) => config.vocab_size = size,
             Self::DistilBert(config) => config.vocab_size = size,
+            Self::TorchScript(config) => config.vocab_size = size,
         }
     }
 
@@ -334,6 +379,7 @@ impl EncoderConfig {
                 config.pad_token_id = Some(token)
             }
             Self::DistilBert(config) => config.pad_token_id = token,
+            Self::TorchScript(config) => config.pad_token_id = token,
         }
     }
 
@@ -351,6 +397,7 @@ impl EncoderConfig {
                 config.qa_dropout = probability;
                 config.seq_classif_dropout = probability;
             }
+            Self::TorchScript(config) => config.hidden_dropout_prob = probability,
         }
     }
 

@@ -1,17 +1,20 @@
 //! What stands on an encoder, as transformers' `…ForMaskedLM`, `…ForSequenceClassification` and so on.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use super::config::{EncoderConfig, EncoderKind};
+use super::config::{EncoderConfig, EncoderKind, ModuleConfig};
 use super::encoder::{Encoder, EncoderInputs};
+use crate::bail_input;
 use crate::models::Scope;
 use crate::models::blocks::{Activation, dropout};
 use crate::models::init::Init;
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::lora::is_adapter;
+use crate::models::scripted::{ScriptedLayer, ScriptedNetwork};
 
 /// What a model computes from the hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +69,19 @@ enum Head {
     },
 }
 
+/// What makes hidden states of tokens.
+#[derive(Debug)]
+enum Stem {
+    Encoder(Encoder),
+    Module(ScriptedNetwork),
+}
+
 /// An encoder with a head.
 #[derive(Debug)]
 pub struct EncoderModel {
     kind: EncoderKind,
     head_kind: HeadKind,
-    encoder: Encoder,
+    stem: Stem,
     pooler: Option<Linear>,
     head: Head,
 }
@@ -80,6 +90,9 @@ impl EncoderModel {
     /// Makes the model under `scope`, which must be that of a whole model, with transformers' initial values: normal with the deviation of the
     /// configuration, biases zero, norms one. With `recompute` layers are computed again in the backward pass.
     pub fn new(scope: &Scope, config: &EncoderConfig, head_kind: HeadKind, recompute: bool) -> Result<Self> {
+        if let EncoderConfig::TorchScript(config) = config {
+            return Self::of_module(scope, config, head_kind);
+        }
         let (kind, numbers) = (config.kind(), config.dimensions());
         let width = numbers.width;
         // The plain encoder's names begin without its name.
@@ -112,6 +125,9 @@ impl EncoderModel {
             EncoderConfig::DistilBert(config) => {
                 (config.dropout, config.qa_dropout, config.seq_classif_dropout)
             }
+            EncoderConfig::TorchScript(config) => {
+                (config.hidden_dropout_prob, 0.0, config.hidden_dropout_prob)
+            }
         };
         let linear = |name: &str, outputs| Linear::new(&scope.child(name), width, outputs);
         let head = match head_kind {
@@ -125,7 +141,7 @@ impl EncoderModel {
                 Head::MaskedLm(head)
             }
             HeadKind::Sequence(labels) => match kind {
-                EncoderKind::Bert => Head::Sequence {
+                EncoderKind::Bert | EncoderKind::Module => Head::Sequence {
                     dense: None,
                     dropouts: [0.0, text_dropout],
                     classifier: linear("classifier", labels)?,
@@ -153,12 +169,105 @@ impl EncoderModel {
             }
         };
         begin(scope, numbers.deviation, |name| !of_encoder.contains(name))?;
-        Ok(Self { kind, head_kind, encoder, pooler, head })
+        Ok(Self { kind, head_kind, stem: Stem::Encoder(encoder), pooler, head })
     }
 
-    /// The encoder alone.
-    pub fn encoder(&self) -> &Encoder {
-        &self.encoder
+    /// A module with a new head on it; the module's names begin with `backbone.` then. A head for whole texts takes the mean of its vectors.
+    fn of_module(scope: &Scope, config: &ModuleConfig, head_kind: HeadKind) -> Result<Self> {
+        let (width, dropout) = (config.hidden_size, config.hidden_dropout_prob);
+        let names = match head_kind {
+            HeadKind::None => scope.clone(),
+            _ => scope.child("backbone"),
+        };
+        let network = ScriptedNetwork::new(&names, &config.script)?;
+        let of_module: HashSet<String> =
+            scope.parameters().entries().into_iter().map(|entry| entry.name).collect();
+        let hidden = Self::hidden_of_module(&network, scope.parameters().device())?;
+        let linear = |name: &str, outputs| Linear::new(&scope.child(name), width, outputs);
+        let head = match (head_kind, hidden.dim()) {
+            (HeadKind::MaskedLm, _) => bail_input!(
+                "{}: hidden words are told by the rows of a word table, which a module does not show",
+                network.name()
+            ),
+            (HeadKind::None, 3) => Head::None,
+            (HeadKind::Sequence(labels), _) => Head::Sequence {
+                dense: None,
+                dropouts: [0.0, dropout],
+                classifier: linear("classifier", labels)?,
+            },
+            (HeadKind::Tokens(labels), 3) => {
+                Head::Tokens { dropout, classifier: linear("classifier", labels)? }
+            }
+            (HeadKind::Answers, 3) => Head::Tokens { dropout: 0.0, classifier: linear("qa_outputs", 2)? },
+            _ => bail_input!(
+                "{} makes one vector of a text, but a vector for each token is needed: choose --set model.script.method=… or model.script.output=…",
+                network.name()
+            ),
+        };
+        begin(scope, 0.02, |name| !of_module.contains(name))?;
+        Ok(Self { kind: EncoderKind::Module, head_kind, stem: Stem::Module(network), pooler: None, head })
+    }
+
+    /// What a module makes of a text of some tokens, `[1, length, width]` or `[1, width]`.
+    ///
+    /// # Errors
+    /// It takes no tokens, or makes something else.
+    pub fn hidden_of_module(network: &ScriptedNetwork, device: Device) -> Result<Tensor> {
+        const LENGTH: i64 = 8;
+        let ids = Tensor::f_zeros([1, LENGTH], (Kind::Int64, device))?;
+        let hidden = network.probe(&[&ids, &ids.f_ones_like()?, &ids], "tokens")?;
+        match hidden.size()[..] {
+            [1, LENGTH, _] | [1, _] => Ok(hidden),
+            ref other => bail_input!(
+                "{} makes {other:?} of one text of {LENGTH} tokens where [1, {LENGTH}, width] or [1, width] is needed: choose --set model.script.method=… or model.script.output=…",
+                network.name()
+            ),
+        }
+    }
+
+    /// The encoder alone, where it is one of ours.
+    pub fn encoder(&self) -> Option<&Encoder> {
+        match &self.stem {
+            Stem::Encoder(encoder) => Some(encoder),
+            Stem::Module(_) => None,
+        }
+    }
+
+    /// The hidden states of the last layer, `[batch, length, width]`; of some modules `[batch, width]`.
+    pub fn hidden(&self, inputs: &EncoderInputs, train: bool) -> Tensor {
+        match &self.stem {
+            Stem::Encoder(encoder) => encoder.forward(inputs, train),
+            Stem::Module(network) => {
+                // As Python hands them over.
+                let mask = match inputs.mask {
+                    Some(mask) => mask.to_kind(Kind::Int64),
+                    None => inputs.ids.ones_like(),
+                };
+                let segments = inputs.segments.map_or_else(|| inputs.ids.zeros_like(), Tensor::shallow_clone);
+                network.forward(&[inputs.ids, &mask, &segments], train)
+            }
+        }
+    }
+
+    /// Writes it as TorchScript where it is made of such a module, with its control flow.
+    pub fn save_script(&self, path: &Path) -> Option<Result<()>> {
+        let Stem::Module(network) = &self.stem else { return None };
+        let layer = match &self.head {
+            Head::Sequence { classifier, .. } => {
+                let mean = "if features.dim() == 3:\n  \
+                            there = attention_mask.to(features.dtype).unsqueeze(-1)\n  \
+                            features = (features * there).sum(1) / there.sum(1)";
+                Some((mean, classifier))
+            }
+            Head::Tokens { classifier, .. } => Some(("", classifier)),
+            Head::None | Head::MaskedLm(_) => None,
+        };
+        let layer = layer.map(|(features, linear)| ScriptedLayer {
+            arguments: &["input_ids", "attention_mask", "token_type_ids"],
+            features,
+            linear,
+        });
+        Some(network.save(layer, path))
     }
 
     /// Which head it has.
@@ -177,6 +286,7 @@ impl EncoderModel {
                 EncoderKind::Roberta => "lm_head",
                 EncoderKind::Electra => "generator_predictions",
                 EncoderKind::DistilBert => "vocab_transform",
+                EncoderKind::Module => return None,
             }),
         }
     }
@@ -184,19 +294,32 @@ impl EncoderModel {
     /// The model's scores: `[batch, labels]` for texts, `[batch, length, labels]` for tokens and answers (beginning, end), `[batch, length, vocabulary]` for hidden
     /// words, and for the plain encoder the hidden states `[batch, length, width]`.
     pub fn forward(&self, inputs: &EncoderInputs, train: bool) -> Tensor {
-        self.scores(&self.encoder.forward(inputs, train), train)
+        let hidden = self.hidden(inputs, train);
+        let hidden = match (&self.stem, self.head_kind) {
+            // Which of a module's vectors tells of the whole text nobody knows: their mean over what is there does in any case.
+            (Stem::Module(_), HeadKind::Sequence(_)) if hidden.dim() == 3 => match inputs.mask {
+                None => hidden.mean_dim(1i64, false, None::<Kind>),
+                Some(mask) => {
+                    let there = mask.to_kind(hidden.kind()).unsqueeze(-1); // [batch, length, 1]
+                    (hidden * &there).sum_dim_intlist(1i64, false, None::<Kind>)
+                        / there.sum_dim_intlist(1i64, false, None::<Kind>)
+                }
+            },
+            _ => hidden,
+        };
+        self.scores(&hidden, train)
     }
 
     /// The scores from the hidden states of the last layer.
     pub fn scores(&self, hidden: &Tensor, train: bool) -> Tensor {
         match &self.head {
             Head::None => hidden.shallow_clone(),
-            Head::MaskedLm(head) => head.forward(hidden, self.encoder.word_table()),
+            Head::MaskedLm(head) => match &self.stem {
+                Stem::Encoder(encoder) => head.forward(hidden, encoder.word_table()),
+                Stem::Module(_) => unreachable!("no such head is put on a module"),
+            },
             Head::Sequence { dense, dropouts, classifier } => {
-                let first = match &self.pooler {
-                    Some(_) => self.pooled(hidden),
-                    None => hidden.select(1, 0),
-                }; // [batch, width]
+                let first = self.pooled(hidden); // [batch, width]
                 let first = match dense {
                     Some((layer, activation)) => {
                         activation.apply(layer.forward(&dropout(first, dropouts[0], train)))
@@ -213,10 +336,12 @@ impl EncoderModel {
 
     /// `pooler_output`: a dense layer with tanh over the first token, `[batch, width]`; that token itself where there is no pooler.
     pub fn pooled(&self, hidden: &Tensor) -> Tensor {
-        let first = hidden.select(1, 0);
+        let first = || hidden.select(1, 0);
         match &self.pooler {
-            Some(pooler) => pooler.forward(&first).tanh(),
-            None => first,
+            Some(pooler) => pooler.forward(&first()).tanh(),
+            // One vector of a module for the whole text.
+            None if hidden.dim() == 2 => hidden.shallow_clone(),
+            None => first(),
         }
     }
 }
@@ -276,7 +401,7 @@ fn masked_lm_head(scope: &Scope, config: &EncoderConfig) -> Result<MaskedLmHead>
                 bias: bias(&scope.child("generator_lm_head"))?,
             }
         }
-        EncoderKind::DistilBert => MaskedLmHead {
+        EncoderKind::DistilBert | EncoderKind::Module => MaskedLmHead {
             dense: Linear::new(&scope.child("vocab_transform"), width, width)?,
             activation: numbers.activation,
             norm: LayerNorm::new(&scope.child("vocab_layer_norm"), width, numbers.eps)?,

@@ -7,6 +7,8 @@ mod config;
 mod encoder;
 mod heads;
 
-pub use config::{BertConfig, Dimensions, DistilBertConfig, EncoderConfig, EncoderKind, MODEL_TYPES};
+pub use config::{
+    BertConfig, Dimensions, DistilBertConfig, EncoderConfig, EncoderKind, MODEL_TYPES, ModuleConfig,
+};
 pub use encoder::{Encoder, EncoderInputs};
 pub use heads::{EncoderModel, HeadKind};

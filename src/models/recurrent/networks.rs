@@ -1,5 +1,7 @@
 //! Networks on recurrent layers, one for each kind of task.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -9,6 +11,7 @@ use crate::bail_input;
 use crate::models::Scope;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, Linear};
+use crate::models::scripted::{ScriptConfig, ScriptHead, ScriptedLayer, ScriptedNetwork, require_scores};
 
 /// What a network is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -104,6 +107,9 @@ pub struct RnnConfig {
     pub last_value: bool,
     /// Whether a linear map of the window, the same for all series, is added to the forecast (the autoregressive part of LSTNet, Lai et al. 2018).
     pub highway: bool,
+    /// The module that stands in place of embedding and recurrent layers in a classifier, whose keys here then say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptConfig>,
     /// Tokens; from the data.
     pub vocabulary: Option<i64>,
     /// Numbers of each step of a numeric sequence or of a window; from the data.
@@ -143,6 +149,7 @@ impl Default for RnnConfig {
             last_value: false,
             highway: false,
             input: None,
+            script: None,
             vocabulary: None,
             features: None,
             classes: None,
@@ -190,6 +197,14 @@ impl RnnConfig {
                 "model.tied shares the embedding of width {} with the output layer, which takes {} features: make them equal",
                 self.embedding,
                 self.projection.unwrap_or(self.hidden)
+            );
+        }
+        if self.script.is_some() && self.task != RnnGoal::Classify {
+            bail_input!("model.script: a module stands in for a classifier: give --task classify");
+        }
+        if self.script.is_some() && self.pooling == Pooling::Attention {
+            bail_input!(
+                "model.pooling attention has weights of its own, which a module with a head has not: take last, mean or max"
             );
         }
         let ascending = self.quantiles.windows(2).all(|pair| pair[0] < pair[1]);
@@ -286,21 +301,30 @@ impl LanguageModel {
     }
 }
 
-/// Sequences to scores of classes: `embedding` (of tokens), the recurrent layers, `attention` (where pooling is that), `output`.
+/// Sequences to scores of classes: `embedding` (of tokens), the recurrent layers, `attention` (where pooling is that), `output`. With a module in place
+/// of the first two its names are its own, behind `backbone.` where an `output` is put on it.
 #[derive(Debug)]
 pub struct SequenceClassifier {
-    embedding: Option<Embedding>,
-    recurrent: Recurrent,
+    body: Body,
     attention: Option<Linear>,
-    output: Linear,
+    output: Option<Linear>,
     config: RnnConfig,
+}
+
+#[derive(Debug)]
+enum Body {
+    Recurrent { embedding: Option<Embedding>, recurrent: Recurrent },
+    Script(ScriptedNetwork),
 }
 
 impl SequenceClassifier {
     /// A network with fresh weights, on tokens where the configuration has a vocabulary, else on numbers. What fills
-    /// sequences up is never looked at.
+    /// sequences up is never looked at, but by a module that takes no lengths.
     pub fn new(scope: &Scope, config: &RnnConfig) -> Result<Self> {
         let classes = config.classes.context("model.classes is not known yet")?;
+        if let Some(script) = &config.script {
+            return Self::of_module(scope, config, script, classes);
+        }
         let (embedding, inputs) = match config.vocabulary {
             Some(vocabulary) => {
                 let table = Embedding::new(&scope.child("embedding"), vocabulary, config.embedding, None)?;
@@ -314,43 +338,103 @@ impl SequenceClassifier {
             Pooling::Attention => Some(Linear::new(&scope.child("attention"), features, 1)?),
             _ => None,
         };
-        let output = Linear::new(&scope.child("output"), features, classes)?;
-        Ok(Self { embedding, recurrent, attention, output, config: config.clone() })
+        let output = Some(Linear::new(&scope.child("output"), features, classes)?);
+        Ok(Self { body: Body::Recurrent { embedding, recurrent }, attention, output, config: config.clone() })
+    }
+
+    fn of_module(scope: &Scope, config: &RnnConfig, script: &ScriptConfig, classes: i64) -> Result<Self> {
+        let names = match script.head {
+            ScriptHead::None => scope.clone(),
+            ScriptHead::Linear => scope.child("backbone"),
+        };
+        let network = ScriptedNetwork::new(&names, script)?;
+        const STEPS: i64 = 16;
+        let device = scope.parameters().device();
+        let (example, what) = match config.vocabulary {
+            Some(_) => (Tensor::f_zeros([1, STEPS], (Kind::Int64, device))?, "tokens"),
+            None => {
+                let features = config.features.context("model.features is not known yet")?;
+                (Tensor::f_zeros([1, STEPS, features], (Kind::Float, device))?, "sequences")
+            }
+        };
+        let made = network.probe(&[&example, &Tensor::from_slice(&[STEPS])], what)?;
+        let output = match (script.head, &made.size()[..]) {
+            (ScriptHead::None, _) => {
+                require_scores(&network, &made, classes)?;
+                None
+            }
+            (ScriptHead::Linear, [_, width] | [_, STEPS, width]) => {
+                Some(Linear::new(&scope.child("output"), *width, classes)?)
+            }
+            (ScriptHead::Linear, other) => bail_input!(
+                "{} makes {other:?} of one sequence of {STEPS} steps, on which no head can be put: that takes [1, features] or [1, {STEPS}, features]",
+                network.name()
+            ),
+        };
+        Ok(Self { body: Body::Script(network), attention: None, output, config: config.clone() })
     }
 
     /// The table of token vectors.
     pub fn embedding(&self) -> Option<&Embedding> {
-        self.embedding.as_ref()
+        match &self.body {
+            Body::Recurrent { embedding, .. } => embedding.as_ref(),
+            Body::Script(_) => None,
+        }
     }
 
     /// Tokens `[batch, longest]` or numbers `[batch, longest, features]` with the length of each sequence, `[batch]` int64 on the CPU, to logits
     /// `[batch, classes]`.
     pub fn forward(&self, input: &Tensor, lengths: &Tensor, train: bool) -> Tensor {
-        let x = match &self.embedding {
-            Some(embedding) => {
-                self.config.dropped(&embedding.forward(input), self.config.embedding_dropout, train)
+        let pooled = match &self.body {
+            Body::Recurrent { embedding, recurrent } => {
+                let x = match embedding {
+                    Some(embedding) => {
+                        self.config.dropped(&embedding.forward(input), self.config.embedding_dropout, train)
+                    }
+                    None => input.shallow_clone(),
+                };
+                let zero = recurrent.zero_state(&x);
+                // What stands behind the end of a sequence does not reach its outputs, unless a layer reads from there: the fused kernel of equal
+                // lengths is then several times as fast as packed runs.
+                let (outputs, state) = match self.config.bidirectional {
+                    true => recurrent.forward_packed(&x, lengths, &zero, train),
+                    false => recurrent.forward(&x, &zero, train),
+                }; // [batch, longest, features]
+                match self.config.pooling {
+                    Pooling::Last if self.config.bidirectional => {
+                        let layers = self.config.layers;
+                        let ends = [2 * layers - 2, 2 * layers - 1].map(|layer| state[0].select(0, layer));
+                        Tensor::cat(&ends, 1)
+                    }
+                    _ => self.pooled(&outputs, lengths),
+                }
             }
-            None => input.shallow_clone(),
+            Body::Script(network) => {
+                let outputs = network.forward(&[input, lengths], train);
+                match outputs.dim() {
+                    3 => self.pooled(&outputs, lengths),
+                    _ => outputs,
+                }
+            }
+        }; // [batch, features]
+        let Some(output) = &self.output else { return pooled };
+        let pooled = match self.config.output_dropout > 0.0 {
+            true => pooled.dropout(self.config.output_dropout, train),
+            false => pooled,
         };
-        let zero = self.recurrent.zero_state(&x);
-        let on_device = lengths.to_device(x.device());
-        // What stands behind the end of a sequence does not reach its outputs, unless a layer reads from there: the fused kernel of equal
-        // lengths is then several times as fast as packed runs.
-        let (outputs, state) = match self.config.bidirectional {
-            true => self.recurrent.forward_packed(&x, lengths, &zero, train),
-            false => self.recurrent.forward(&x, &zero, train),
-        }; // [batch, longest, features]
+        output.forward(&pooled)
+    }
+
+    /// `[batch, longest, features]` to `[batch, features]`, without what is behind the ends.
+    fn pooled(&self, outputs: &Tensor, lengths: &Tensor) -> Tensor {
+        let on_device = lengths.to_device(outputs.device());
         // [batch, longest]: from operations alone, so that a trace serves every length.
         let places = outputs.select(2, 0).ones_like().to_kind(Kind::Int64).cumsum(1, Kind::Int64);
         let outside = places.gt_tensor(&on_device.unsqueeze(1)).unsqueeze(-1); // [batch, longest, 1]
-        let pooled = match self.config.pooling {
-            Pooling::Last if self.config.bidirectional => {
-                let layers = self.config.layers;
-                Tensor::cat(&[state[0].select(0, 2 * layers - 2), state[0].select(0, 2 * layers - 1)], 1)
-            }
+        match self.config.pooling {
             Pooling::Last => {
                 let last = (&on_device - 1).unsqueeze(-1).unsqueeze(-1); // [batch, 1, 1]
-                let width = self.recurrent.config().output_size();
+                let width = outputs.size()[2];
                 outputs.gather(1, &last.expand([-1, 1, width], false), false).squeeze_dim(1)
             }
             Pooling::Mean => {
@@ -359,17 +443,39 @@ impl SequenceClassifier {
             }
             Pooling::Max => outputs.masked_fill(&outside, f64::NEG_INFINITY).amax(1i64, false),
             Pooling::Attention => {
-                let scores = self.attention.as_ref().map(|attention| attention.forward(&outputs)); // [batch, longest, 1]
+                let scores = self.attention.as_ref().map(|attention| attention.forward(outputs)); // [batch, longest, 1]
                 let scores = scores.unwrap_or_else(|| outputs.narrow(2, 0, 1)).to_kind(Kind::Float);
                 let shares = scores.masked_fill(&outside, f64::NEG_INFINITY).softmax(1, Kind::Float);
                 (outputs * shares).sum_dim_intlist(1i64, false, None::<Kind>)
             }
-        }; // [batch, features]
-        let pooled = match self.config.output_dropout > 0.0 {
-            true => pooled.dropout(self.config.output_dropout, train),
-            false => pooled,
+        }
+    }
+
+    /// Writes it as TorchScript where it is made of such a module, with its control flow: what looks at lengths would be fixed in a trace.
+    pub fn save_script(&self, path: &Path) -> Option<Result<()>> {
+        let Body::Script(network) = &self.body else { return None };
+        let features = match self.config.pooling {
+            Pooling::Last => {
+                "if features.dim() == 3:\n  \
+                 features = features[torch.arange(features.size(0)), (lengths - 1).to(features.device)]"
+            }
+            Pooling::Mean => {
+                "if features.dim() == 3:\n  \
+                 ends = lengths.to(features.device).unsqueeze(1)\n  \
+                 outside = torch.arange(features.size(1), device=features.device).unsqueeze(0) >= ends\n  \
+                 features = features.masked_fill(outside.unsqueeze(-1), 0.0).sum(1) / ends"
+            }
+            Pooling::Max | Pooling::Attention => {
+                "if features.dim() == 3:\n  \
+                 ends = lengths.to(features.device).unsqueeze(1)\n  \
+                 outside = torch.arange(features.size(1), device=features.device).unsqueeze(0) >= ends\n  \
+                 features = features.masked_fill(outside.unsqueeze(-1), float(\"-inf\")).amax(1)"
+            }
         };
-        self.output.forward(&pooled)
+        let arguments = [if self.config.vocabulary.is_some() { "tokens" } else { "sequences" }, "lengths"];
+        let layer =
+            self.output.as_ref().map(|linear| ScriptedLayer { arguments: &arguments, features, linear });
+        Some(network.save(layer, path))
     }
 }
 

@@ -304,6 +304,26 @@ torch::jit::Method method_of(const Module& module, const char* name) {
   return *method;
 }
 
+// How many tensors a method is given where there are so many: as many as its first arguments are declared as such, and at least one.
+size_t leading_tensors(const c10::FunctionSchema& schema, size_t count) {
+  size_t taken = 0;
+  for (const auto& argument : schema.arguments()) {
+    if (argument.name() == "self") continue;
+    const auto optional = argument.type()->cast<c10::OptionalType>();
+    const auto type = optional ? optional->getElementType() : argument.type();
+    if (taken == count || type->kind() != c10::TypeKind::TensorType) break;
+    ++taken;
+  }
+  return std::min(count, std::max<size_t>(taken, 1));
+}
+
+std::vector<std::string> lines_of(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  return lines;
+}
+
 std::string joined(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text += name + "\n";
@@ -511,9 +531,13 @@ char* suite_script_call(const Module* module, const char* name, const SuiteValue
 }
 
 // The quick way for a network: one tensor in; of several outputs the one at `output`, a position in a tuple or list or a key of a dictionary.
-char* suite_script_forward(const Module* module, const char* name, const at::Tensor* input, const char* output, at::Tensor** result) {
+char* suite_script_forward(const Module* module, const char* name, const at::Tensor* const* inputs, size_t count, const char* output,
+                           at::Tensor** result) {
   return suite::guarded([&] {
-    c10::IValue made = method_of(*module, name)({*input});
+    auto method = method_of(*module, name);
+    std::vector<c10::IValue> given;
+    for (size_t i = 0, taken = leading_tensors(method.function().getSchema(), count); i < taken; ++i) given.emplace_back(*inputs[i]);
+    c10::IValue made = method(std::move(given));
     const std::string chosen(output);
     if (made.isTuple()) {
       const auto& elements = made.toTupleRef().elements();
@@ -539,10 +563,17 @@ char* suite_script_forward(const Module* module, const char* name, const at::Ten
   });
 }
 
-char* suite_script_save_with_head(const Module* module, const char* name, const char* output, const at::Tensor* weight, const at::Tensor* bias,
-                                  const char* path) {
+char* suite_script_save_with_head(const Module* module, const char* name, const char* output, const char* arguments, const char* lines,
+                                  const at::Tensor* weight, const at::Tensor* bias, const char* path) {
   return suite::guarded([&] {
-    const auto returned = method_of(*module, name).function().getSchema().returns().at(0).type();
+    const auto& schema = method_of(*module, name).function().getSchema();
+    std::vector<std::string> names = lines_of(arguments);
+    std::string declared, passed;
+    for (size_t i = 0, taken = leading_tensors(schema, names.size()); i < names.size(); ++i) {
+      declared += ", " + names[i];
+      if (i < taken) passed += (i ? ", " : "") + names[i];
+    }
+    const auto returned = schema.returns().at(0).type();
     std::string chosen;
     const std::string wanted(output);
     if (returned->kind() == c10::TypeKind::TupleType || returned->kind() == c10::TypeKind::ListType) {
@@ -559,8 +590,9 @@ char* suite_script_save_with_head(const Module* module, const char* name, const 
     head.register_parameter("bias", *bias, false);
     root.register_module("backbone", *module);
     root.register_module("head", head);
-    root.define("def forward(self, images):\n    features = self.backbone." + std::string(name) + "(images)" + chosen +
-                "\n    return torch.linear(torch.flatten(features, 1), self.head.weight, self.head.bias)\n");
+    std::string code = "def forward(self" + declared + "):\n    features = self.backbone." + name + "(" + passed + ")" + chosen + "\n";
+    for (const std::string& line : lines_of(lines)) code += "    " + line + "\n";
+    root.define(code + "    return torch.linear(features, self.head.weight, self.head.bias)\n");
     root.save(path);
   });
 }
