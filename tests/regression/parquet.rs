@@ -95,6 +95,11 @@ fn damaged_files_and_flags_for_text_are_refused() {
     bent[40..400].fill(0xa5);
     let bent = place.write("bent.parquet", bent);
     assert_refused(&train(&bent, &[]), 2, &["bent.parquet is a damaged Parquet file"]);
+    // A column that begins before the file, at which the reading crate panics.
+    let mut negative = std::fs::read(file("zstd.parquet")).unwrap();
+    negative[3386] = 235;
+    let negative = place.write("negative.parquet", negative);
+    assert_refused(&train(&negative, &[]), 2, &["negative.parquet is a damaged Parquet file"]);
     let table = file("snappy.parquet");
     assert_refused(&train(&table, &["--delimiter", ";"]), 2, &["data.delimiter is for tables of text"]);
     assert_refused(&train(&table, &[]), 2, &["has missing values", "colour 2", "double 5"]);

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, anyhow};
 use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
@@ -20,6 +21,7 @@ use tch::Tensor;
 use super::dialect::{Dialect, Head};
 use super::reader::{Parser, Plan, Tally, Target};
 use super::{ColumnType, TableForm, TableSource};
+use crate::data::loader::panic_message;
 use crate::{bad_input, bail_input, files};
 
 /// First and last bytes of every Parquet file.
@@ -143,23 +145,22 @@ impl ParquetTable {
         let (mut parser, mut before, mut tally) = (Parser::new(plan), 0u64, Tally::new(plan.width));
         for number in 0..self.file.num_row_groups() {
             let group = self.file.get_row_group(number).map_err(|error| damaged(&self.name, &error))?;
-            let mut readers = wanted
-                .iter()
-                .map(|&column| group.get_column_reader(column))
-                .collect::<std::result::Result<Vec<_>, _>>()
-                .map_err(|error| damaged(&self.name, &error))?;
+            let readers = || wanted.iter().map(|&column| group.get_column_reader(column)).collect();
+            let mut readers: Vec<ColumnReader> =
+                guarded(readers).map_err(|error| damaged(&self.name, &error))?;
             let rows = usize::try_from(group.metadata().num_rows()).map_err(|_| {
                 bad_input!("{} is a damaged Parquet file: a number of rows is negative", self.name)
             })?;
             let mut left = rows;
             while left > 0 {
                 let count = left.min(most);
-                let cells = readers
-                    .iter_mut()
-                    .zip(&wanted)
-                    .map(|(reader, &column)| Cells::read(reader, &self.columns[column], count))
-                    .collect::<std::result::Result<Vec<_>, _>>()
-                    .map_err(|error| damaged(&self.name, &error))?;
+                let cells = || {
+                    let readers = readers.iter_mut().zip(&wanted);
+                    readers
+                        .map(|(reader, &column)| Cells::read(reader, &self.columns[column], count))
+                        .collect()
+                };
+                let cells: Vec<Cells> = guarded(cells).map_err(|error| damaged(&self.name, &error))?;
                 let made = rows_of(plan, &mut parser, &wanted, &cells, count).map_err(|(row, message)| {
                     bad_input!("{}, row {}{message}", self.name, before + row as u64 + 1)
                 })?;
@@ -422,6 +423,14 @@ fn decode<T: DataType>(
         found += records;
     }
     Ok(values)
+}
+
+/// Runs a part of the parquet crate, which panics at some contradictions in a file that it has not checked before.
+fn guarded<T>(
+    part: impl FnOnce() -> std::result::Result<T, ParquetError>,
+) -> std::result::Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(part))
+        .unwrap_or_else(|panic| Err(ParquetError::General(panic_message(&*panic))))
 }
 
 /// A two's complement number, most significant byte first; the last sixteen bytes of a longer one.
