@@ -83,7 +83,7 @@ CASES = {
         ("infer", ["--mode", "infer", "--steps", "150"], DTYPES),
     ],
     "lstm_generate": [
-        ("one token at a time", ["--steps", "20"], ("fp32",)),
+        ("one token at a time", ["--steps", "20"], DTYPES),
     ],
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),

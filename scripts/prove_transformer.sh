@@ -21,7 +21,7 @@ quick     fine-tunes MiniLM-L6-H384 on the 6,920 whole sentences of SST-2 for th
           least $required_quick; then the exports: transformers loads the folder strictly and agrees to 1e-5, with its own tokenizer too, the
           TorchScript module agrees at other batch sizes and lengths, and a training that begins with the exported folder has its accuracy;
           then adapters (LoRA) for one epoch: PEFT loads them, and they agree with the merged weights
-full      the same recipe on all 67,349 phrases, at most three epochs: validation accuracy at least $required_full
+full      recipe sst2-full on all 67,349 phrases, three epochs, judged every 500 steps: validation accuracy at least $required_full
 pretrain  a small BERT from scratch on Multi30k's English sentences with its own WordPiece vocabulary (recipe bert-mini-mlm): the loss of hidden
           tokens at least $required_gain nats below the unigram entropy of the held-out text; of 200 held-out sentences with one word hidden, that word
           is among the five best of fill in at least $required_filled
@@ -103,7 +103,7 @@ END
 
 full() {
     say "SST-2, 67,349 phrases."
-    "$transformer" train --quiet --recipe sst2-quick "${sst2[@]}" --data "$data/sst2/train.tsv" --out "$work/full"
+    "$transformer" train --quiet --recipe sst2-full "${sst2[@]}" --data "$data/sst2/train.tsv" --out "$work/full"
     require_metric "$work/full" best accuracy "$required_full"
 }
 

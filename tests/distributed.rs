@@ -625,8 +625,6 @@ fn proof_equality_of_minilm() {
             "--set",
             "model.dropout=0",
             "--set",
-            "model.attention_dropout=0",
-            "--set",
             "data.max_length=32",
         ];
         run(&mut crate::support::process::transformer(

@@ -16,6 +16,8 @@ def main():
     nn = torch.nn
     embedding, lstm = nn.Embedding(VOCABULARY, 256), nn.LSTM(256, 256, 2, batch_first=True)
     output = nn.Linear(256, VOCABULARY)
+    for part in (embedding, lstm, output):
+        part.to(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     with torch.inference_mode():
         token = torch.zeros(1, 1, dtype=torch.long)
         state = None
@@ -23,7 +25,7 @@ def main():
         def step(_):
             nonlocal token, state
             hidden, state = lstm(embedding(token), state)
-            scores = output(hidden).flatten()
+            scores = output(hidden).flatten().float()
             token = torch.multinomial(scores.softmax(-1), 1).view(1, 1)
             return scores
 

@@ -87,6 +87,7 @@ pub fn run(options: &Options) -> Result<()> {
 pub fn generate(options: &Options) -> Result<()> {
     let (_parameters, network) = network()?;
     let _inference = InferenceMode::enter()?;
+    let _autocast = options.precision().autocast(Device::Cpu)?;
     let mut token = Tensor::f_zeros([1, 1], (Kind::Int64, Device::Cpu))?;
     let mut state = network.recurrent().zero_state(&token);
     let mut sampler = TokenSampler::new(SamplingConfig::default(), options.seed)?;
@@ -95,7 +96,7 @@ pub fn generate(options: &Options) -> Result<()> {
     let mut work = Inference::new(Box::new(move |_| {
         let (scores, after) = network.forward(&token, &state, false);
         state = after;
-        let scores = scores.f_flatten(0, -1)?;
+        let scores = scores.f_flatten(0, -1)?.f_to_kind(Kind::Float)?;
         scores.f_copy_data(&mut logits, VOCABULARY as usize)?;
         token = Tensor::f_from_slice(&[sampler.next(&logits, &[])])?.f_view([1, 1])?;
         Ok(scores)

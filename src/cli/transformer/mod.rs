@@ -64,6 +64,7 @@ pub const PRESETS: &[Preset] = presets![
     "bert-mini-mlm",
     "glue-finetune",
     "sst2-quick",
+    "sst2-full",
     "ner-finetune",
     "squad-finetune",
     "embed-pairs",
