@@ -72,7 +72,7 @@ enum Head {
 /// What makes hidden states of tokens.
 #[derive(Debug)]
 enum Stem {
-    Encoder(Encoder),
+    Encoder(Box<Encoder>),
     Module(ScriptedNetwork),
 }
 
@@ -169,7 +169,7 @@ impl EncoderModel {
             }
         };
         begin(scope, numbers.deviation, |name| !of_encoder.contains(name))?;
-        Ok(Self { kind, head_kind, stem: Stem::Encoder(encoder), pooler, head })
+        Ok(Self { kind, head_kind, stem: Stem::Encoder(Box::new(encoder)), pooler, head })
     }
 
     /// A module with a new head on it; the module's names begin with `backbone.` then. A head for whole texts takes the mean of its vectors.
@@ -312,12 +312,12 @@ impl EncoderModel {
 
     /// The scores from the hidden states of the last layer.
     pub fn scores(&self, hidden: &Tensor, train: bool) -> Tensor {
+        if let (Head::MaskedLm(head), Stem::Encoder(encoder)) = (&self.head, &self.stem) {
+            return head.forward(hidden, encoder.word_table());
+        }
         match &self.head {
-            Head::None => hidden.shallow_clone(),
-            Head::MaskedLm(head) => match &self.stem {
-                Stem::Encoder(encoder) => head.forward(hidden, encoder.word_table()),
-                Stem::Module(_) => unreachable!("no such head is put on a module"),
-            },
+            // The head of hidden words is never put on a module.
+            Head::None | Head::MaskedLm(_) => hidden.shallow_clone(),
             Head::Sequence { dense, dropouts, classifier } => {
                 let first = self.pooled(hidden); // [batch, width]
                 let first = match dense {
