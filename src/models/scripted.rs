@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -12,7 +12,7 @@ use super::layers::Linear;
 use super::{Role, Scope};
 use crate::native::script::{CompiledPackage, ScriptModule, optimise_graphs};
 use crate::recipe::Attachments;
-use crate::script::{Artifact, kind_of};
+use crate::script::{Artifact, kind_of, reason};
 use crate::{bad_input, bail_input};
 
 /// The name of such a model in recipes.
@@ -154,11 +154,14 @@ impl ScriptedNetwork {
     /// It does not; `what` they are is for the message.
     pub fn probe(&self, inputs: &[&Tensor], what: &str) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        self.compute(inputs, false)
-            .with_context(|| {
-                format!("{} does not take {what} of the shape {:?}", self.name, inputs[0].size())
-            })
-            .map_err(|error| bad_input!("{error:#}"))
+        self.compute(inputs, false).map_err(|error| {
+            bad_input!(
+                "{} does not take {what} of the shape {:?}: {}",
+                self.name,
+                inputs[0].size(),
+                reason(&format!("{error:#}"))
+            )
+        })
     }
 
     /// Where it comes from.
@@ -323,7 +326,9 @@ mod tests {
         assert!(text.contains("has no method `forwards`; it has forward"), "{text}");
         let text = refusal(&script("forward"), &[1, 5], 3);
         assert!(text.contains("does not take images of the shape [1, 5]"), "{text}");
-        let text = refusal(&script("forward"), &[1, 3, 8, 8], 1000);
+        let text = refusal(&script("forward"), &[1, 3, 16, 16], 4);
+        assert!(text.ends_with("but got 3 channels instead") && !text.contains("def "), "{text}");
+        let text = refusal(&script("forward"), &[1, 1, 16, 16], 1000);
         assert!(text.contains("1000 scores are needed") && text.contains("--head linear"), "{text}");
     }
 }

@@ -40,12 +40,16 @@ pub fn load_module(path: &Path, device: Device) -> Result<ScriptModule> {
                     "{name} needs the operator `{operator}`, which this libtorch does not have: it comes from an extension that cannot be loaded here"
                 )
             }
-            None => bad_input!("{name} cannot be loaded: {}", first_line(&text)),
+            None => bad_input!("{name} cannot be loaded: {}", reason(&text)),
         }
     })
 }
 
-/// The first line of a message; libtorch puts the code of the module behind it.
-pub(crate) fn first_line(text: &str) -> &str {
+/// What a message of libtorch says is wrong: what was raised in a module, which stands behind the code that it was raised in, else the first line.
+pub(crate) fn reason(text: &str) -> &str {
+    let text = match text.rsplit_once("Error: ") {
+        Some((code, raised)) if code.contains("TorchScript interpreter") => raised,
+        _ => text,
+    };
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or(text)
 }

@@ -129,7 +129,7 @@ pub fn run(arguments: &ConvertArgs) -> Result<()> {
                 bad_input!(
                     "{} cannot be frozen: {}",
                     arguments.file.display(),
-                    crate::script::first_line(&format!("{error:#}"))
+                    crate::script::reason(&format!("{error:#}"))
                 )
             };
             let module = if arguments.int8 {

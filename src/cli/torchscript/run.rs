@@ -159,7 +159,7 @@ pub fn run(arguments: &RunModuleArgs) -> Result<()> {
                     "{} does not take {} inputs of the shapes {shapes:?}: {}",
                     arguments.file.display(),
                     shapes.len(),
-                    crate::script::first_line(&format!("{error:#}"))
+                    crate::script::reason(&format!("{error:#}"))
                 )
             })?;
             match outputs.len() {
@@ -200,7 +200,7 @@ pub(super) fn load_package(file: &std::path::Path, device: Device) -> Result<Com
             "{} cannot be loaded (it must be compiled for this machine and libtorch {}): {}",
             file.display(),
             env!("TCH_SUITE_LIBTORCH_VERSION"),
-            crate::script::first_line(&format!("{error:#}"))
+            crate::script::reason(&format!("{error:#}"))
         )
     })
 }
