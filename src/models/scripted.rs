@@ -52,6 +52,16 @@ pub enum ScriptHead {
     Linear,
 }
 
+impl ScriptHead {
+    /// Where the names of a module under it are: apart from those of the head, where there is one.
+    pub fn names_of_module(self, scope: &Scope) -> Scope {
+        match self {
+            Self::None => scope.clone(),
+            Self::Linear => scope.child("backbone"),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Engine {
     Module {
@@ -219,11 +229,7 @@ impl ScriptedModel {
         (input, example): (&'static str, &Tensor),
         scores: i64,
     ) -> Result<Self> {
-        let names = match script.head {
-            ScriptHead::None => scope.clone(),
-            ScriptHead::Linear => scope.child("backbone"),
-        };
-        let network = ScriptedNetwork::new(&names, script)?;
+        let network = ScriptedNetwork::new(&script.head.names_of_module(scope), script)?;
         let output = network.probe(&[example], input)?;
         let width = output.size().iter().skip(1).product::<i64>();
         let head = match script.head {

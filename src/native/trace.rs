@@ -158,6 +158,19 @@ mod tests {
     }
 
     impl Network {
+        /// Writes what makes its scores.
+        fn trace_scores(&self, path: &Path) {
+            trace_module(
+                "Network",
+                &self.entries(),
+                Stored::All,
+                &[("features", &batch(2))],
+                path,
+                &mut |inputs| Ok(vec![self.forward(&inputs[0]).0]),
+            )
+            .unwrap();
+        }
+
         fn new() -> Network {
             let numbers = |shape: &[i64]| {
                 let count: i64 = shape.iter().product();
@@ -198,15 +211,7 @@ mod tests {
     fn a_traced_module_computes_the_same_at_other_batch_sizes() {
         let network = Network::new();
         let path = scratch("one.pt");
-        trace_module(
-            "Network",
-            &network.entries(),
-            Stored::All,
-            &[("features", &batch(2))],
-            &path,
-            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
-        )
-        .unwrap();
+        network.trace_scores(&path);
         let module = CModule::load(&path).unwrap();
         for size in [2, 1, 7] {
             assert!(module.forward_ts(&[batch(size)]).unwrap().equal(&network.forward(&batch(size)).0));
@@ -223,15 +228,7 @@ mod tests {
     fn the_parameters_of_the_file_are_what_it_computes_with() {
         let network = Network::new();
         let path = scratch("trainable.pt");
-        trace_module(
-            "Network",
-            &network.entries(),
-            Stored::All,
-            &[("features", &batch(2))],
-            &path,
-            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
-        )
-        .unwrap();
+        network.trace_scores(&path);
         let module = CModule::load(&path).unwrap();
         let mut before = module.forward_ts(&[batch(5)]).unwrap();
         for (name, mut tensor) in module.named_parameters().unwrap() {
@@ -319,15 +316,7 @@ mod tests {
         assert!(trace(&mut |_| Ok(vec![])).contains("no output"));
         assert!(trace(&mut |_| Ok(vec![Tensor::new()])).contains("undefined"));
         // A failed trace leaves nothing behind: the next one works.
-        trace_module(
-            "Network",
-            &network.entries(),
-            Stored::All,
-            &[("features", &batch(2))],
-            &path,
-            &mut |inputs| Ok(vec![network.forward(&inputs[0]).0]),
-        )
-        .unwrap();
+        network.trace_scores(&path);
         std::fs::remove_file(&path).unwrap();
     }
 

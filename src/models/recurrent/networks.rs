@@ -343,11 +343,7 @@ impl SequenceClassifier {
     }
 
     fn of_module(scope: &Scope, config: &RnnConfig, script: &ScriptConfig, classes: i64) -> Result<Self> {
-        let names = match script.head {
-            ScriptHead::None => scope.clone(),
-            ScriptHead::Linear => scope.child("backbone"),
-        };
-        let network = ScriptedNetwork::new(&names, script)?;
+        let network = ScriptedNetwork::new(&script.head.names_of_module(scope), script)?;
         const STEPS: i64 = 16;
         let device = scope.parameters().device();
         let (example, what) = match config.vocabulary {
