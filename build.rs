@@ -67,6 +67,10 @@ fn compile_shim(include_folder: &Path) -> Result<(), String> {
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     let mut compiler = cc::Build::new();
     compiler.cpp(true).std("c++20").pic(true).warnings(true).extra_warnings(true).files(&sources);
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") && compiler.get_compiler().is_like_gnu() {
+        // Loops that libtorch's headers share out among its threads run on one otherwise. Other compilers have another OpenMP than libtorch.
+        compiler.flag("-fopenmp");
+    }
     // torch-sys defines it too; both sides must agree on std::string's layout.
     compiler.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
     // What libtorch's own headers include of gloo, whose headers are not distributed with it.
@@ -114,6 +118,11 @@ fn nccl_folders(include_folder: &Path) -> Result<Vec<PathBuf>, String> {
 fn link(library_folder: &Path) {
     let library_folder = library_folder.display();
     println!("cargo::rustc-link-search=native={library_folder}");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        // kernels.cpp: libtorch must find this function in the program.
+        println!("cargo::rustc-link-arg=-Wl,--undefined=mkl_serv_intel_cpu_true");
+        println!("cargo::rustc-link-arg=-Wl,--export-dynamic-symbol=mkl_serv_intel_cpu_true");
+    }
     let beside_program = match env::var("CARGO_CFG_TARGET_OS").as_deref() {
         Ok("macos") => "@loader_path/../lib",
         _ => "$ORIGIN/../lib",

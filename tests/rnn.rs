@@ -502,7 +502,9 @@ fn losses_are_pytorchs_with_dropout_and_carried_state() {
     let data = json!({"format": "shakespeare-mini", "window": 16});
     // scripts/references/char_lstm.py --fixture: the same initial weights, windows, masks, steps.
     let training = json!({"steps": 30, "optimizer": {"name": "adam", "lr": 0.003}, "clip_norm": 5.0, "eval_batch_size": 64});
-    let run_folder = trained(&folder, "curve", model, data, training);
+    let (run_folder, arguments) = train_arguments(&folder, "curve", model, data, training);
+    let finished = run(rnn(arguments).env("TCH_SUITE_DROPOUT", "pytorch"));
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let found = series(&run_folder, "train", "loss");
     let expected: Vec<f64> = serde_json::from_value(fixture("char_lstm.json")["losses"].clone()).unwrap();
     assert_eq!(expected.len(), 30);

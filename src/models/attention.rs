@@ -4,12 +4,13 @@
 use std::cell::RefCell;
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Scope;
 use super::init::Init;
 use super::layers::Linear;
 use super::summary::record;
+use crate::native::dropout;
 
 /// What attention does besides looking from each query at each key.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +50,10 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: Attentio
         query.numel() * keys as usize
             + query.numel() / query.size()[3] as usize * (keys * value.size()[3]) as usize
     });
+    // On a CPU libtorch has no fused kernel that drops weights.
+    let drops_here = options.dropout > 0.0 && query.device() == Device::Cpu;
     // The kernels count their own causal rule from the first key, and take no mask beside it.
-    let kernel_causal = options.causal && options.mask.is_none() && queries == keys;
+    let kernel_causal = options.causal && options.mask.is_none() && queries == keys && !drops_here;
     let rule = (options.causal && !kernel_causal && queries > 1).then(|| {
         Tensor::ones([queries, keys], (Kind::Bool, query.device())).tril(keys - queries) // [queries, keys]
     });
@@ -67,6 +70,12 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: Attentio
             collected.push(weights(query, key, mask.as_ref(), kernel_causal, options.scale));
         }
     });
+    if drops_here {
+        let [key, value] = [key, value].map(|heads| for_each_head(query, heads));
+        let scale = options.scale.unwrap_or_else(|| usual_scale(query));
+        return dropout::attention([query, &key, &value], mask.as_ref(), options.dropout, scale)
+            .expect("attention with dropout");
+    }
     Tensor::scaled_dot_product_attention(
         query,
         key,
@@ -79,11 +88,23 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, options: Attentio
     )
 }
 
+/// Keys or values repeated, so that there are as many heads of them as of the query.
+fn for_each_head(query: &Tensor, heads: &Tensor) -> Tensor {
+    match query.size()[1] / heads.size()[1] {
+        1 => heads.shallow_clone(),
+        groups => heads.repeat_interleave_self_int(groups, 1, None),
+    }
+}
+
+/// 1/√head_dim.
+fn usual_scale(query: &Tensor) -> f64 {
+    (query.size()[3] as f64).powf(-0.5)
+}
+
 /// What the fused kernels compute on their way: `[batch, heads, queries, keys]`.
 fn weights(query: &Tensor, key: &Tensor, mask: Option<&Tensor>, causal: bool, scale: Option<f64>) -> Tensor {
-    let groups = query.size()[1] / key.size()[1];
-    let key = key.repeat_interleave_self_int(groups, 1, None);
-    let scale = scale.unwrap_or_else(|| (query.size()[3] as f64).powf(-0.5));
+    let key = for_each_head(query, key);
+    let scale = scale.unwrap_or_else(|| usual_scale(query));
     let mut scores = query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * scale;
     if causal {
         let ahead = scores.ones_like().triu(1).to_kind(Kind::Bool);
@@ -241,7 +262,7 @@ impl SeparateAttention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, IndexOp};
+    use tch::IndexOp;
 
     const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 

@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::Scope;
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, NormConfig};
+use crate::native;
 
 /// What follows a linear layer or a normalisation; in configurations by the names of transformers' `ACT2FN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,22 @@ impl Activation {
     }
 }
 
+/// A convolution, the normalisation of what it gives, and an activation: one operation in inference, where weights can be packed for it.
+pub fn conv_norm(
+    conv: &Conv2d,
+    norm: &BatchNorm2d,
+    activation: Activation,
+    input: &Tensor,
+    train: bool,
+) -> Tensor {
+    let relu = activation == Activation::Relu;
+    match if train { None } else { conv.forward_normed(input, norm, relu) } {
+        Some(output) if relu => output,
+        Some(output) => activation.apply(output),
+        None => activation.apply(norm.forward(&conv.forward(input), train)),
+    }
+}
+
 /// `Conv2dNormActivation`: a convolution without bias (`0`), batch normalisation (`1`) and an activation.
 #[derive(Debug)]
 pub struct ConvNorm {
@@ -87,7 +104,7 @@ impl ConvNorm {
 
     /// `[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`.
     pub fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        self.activation.apply(self.norm.forward(&self.conv.forward(input), train))
+        conv_norm(&self.conv, &self.norm, self.activation, input, train)
     }
 }
 
@@ -160,5 +177,8 @@ pub fn divisible_by_8(channels: f64) -> i64 {
 
 /// `nn.Dropout`; does nothing in evaluation.
 pub fn dropout(input: Tensor, probability: f64, train: bool) -> Tensor {
-    if train && probability > 0.0 { input.dropout(probability, true) } else { input }
+    match train && probability > 0.0 {
+        true => native::dropout::dropout(&input, probability).expect("dropout"),
+        false => input,
+    }
 }

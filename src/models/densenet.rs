@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
+use super::blocks::{Activation, conv_norm};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, max_pool_with};
@@ -116,7 +117,7 @@ impl DenseNet {
 impl ImageModel for DenseNet {
     fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
-        let x = self.norm0.forward(&self.conv0.forward(images), train).relu_(); // [batch, 64, 112, 112]
+        let x = conv_norm(&self.conv0, &self.norm0, Activation::Relu, images, train); // [batch, 64, 112, 112]
         let mut x = max_pool_with(&x, 3, 2, 1); // [batch, 64, 56, 56]
         for (layers, transition) in &self.blocks {
             let mut parts = vec![x];

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::blocks::dropout;
+use super::blocks::{Activation, conv_norm, dropout};
 use super::image::{ImageModel, ImageModelConfig, WeightedScores};
 use super::init::Init;
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig, global_average, max_pool_with};
@@ -42,7 +42,7 @@ impl BasicConv {
 
     /// `[batch, inputs, height, width]` to `[batch, outputs, height', width']`.
     pub(super) fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        self.bn.forward(&self.conv.forward(input), train).relu_()
+        conv_norm(&self.conv, &self.bn, Activation::Relu, input, train)
     }
 }
 

@@ -12,6 +12,7 @@ use super::init::Init;
 use super::lora::Adapter;
 use super::summary::record;
 use crate::native::distributed;
+use crate::native::inference::{Convolution, Norm, packed_convolution};
 
 /// An input in double precision for a layer that is: what comes from the data is float32.
 fn as_wide_as(weight: &Tensor, input: &Tensor) -> Tensor {
@@ -216,18 +217,52 @@ impl Conv2d {
     /// `[batch, inputs, height, width]` to `[batch, outputs, height', width']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let ConvConfig { stride, dilation, groups, .. } = self.config;
-        let output = as_wide_as(&self.weight, input).conv2d(
-            &self.weight,
-            self.bias.as_ref(),
-            [stride, stride],
-            self.padding,
-            [dilation, dilation],
+        let output = self.packed(input, None, false).expect("a convolution").unwrap_or_else(|| {
+            as_wide_as(&self.weight, input).conv2d(
+                &self.weight,
+                self.bias.as_ref(),
+                [stride, stride],
+                self.padding,
+                [dilation, dilation],
+                groups,
+            )
+        });
+        self.tell(&output);
+        output
+    }
+
+    /// The same, and a normalisation in evaluation, and with `relu` max(x, 0), as one operation; none where weights cannot be packed.
+    pub fn forward_normed(&self, input: &Tensor, norm: &BatchNorm2d, relu: bool) -> Option<Tensor> {
+        let output = self.packed(input, Some(norm), relu).expect("a convolution")?;
+        self.tell(&output);
+        norm.tell(&output);
+        Some(output)
+    }
+
+    fn packed(&self, input: &Tensor, norm: Option<&BatchNorm2d>, relu: bool) -> Result<Option<Tensor>> {
+        let ConvConfig { stride, dilation, groups, .. } = self.config;
+        let convolution = Convolution {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            stride,
+            padding: self.padding,
+            dilation,
             groups,
-        );
-        record(&self.name, "Conv2d", &output, &[Some(&self.weight), self.bias.as_ref()], || {
+        };
+        let norm = norm.map(|norm| Norm {
+            weight: &norm.weight,
+            bias: &norm.bias,
+            running_mean: &norm.running_mean,
+            running_var: &norm.running_var,
+            eps: norm.config.eps,
+        });
+        packed_convolution(input, convolution, norm, relu)
+    }
+
+    fn tell(&self, output: &Tensor) {
+        record(&self.name, "Conv2d", output, &[Some(&self.weight), self.bias.as_ref()], || {
             output.numel() * (self.weight.numel() / self.weight.size()[0] as usize)
         });
-        output
     }
 }
 
@@ -307,8 +342,12 @@ impl BatchNorm2d {
                 true,
             )
         };
-        record(&self.name, self.kind, &output, &[Some(&self.weight), Some(&self.bias)], || 0);
+        self.tell(&output);
         output
+    }
+
+    fn tell(&self, output: &Tensor) {
+        record(&self.name, self.kind, output, &[Some(&self.weight), Some(&self.bias)], || 0);
     }
 }
 

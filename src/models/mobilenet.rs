@@ -4,7 +4,9 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::blocks::{Activation, ConvNorm, ConvNormConfig, Gate, SqueezeExcitation, divisible_by_8, dropout};
+use super::blocks::{
+    Activation, ConvNorm, ConvNormConfig, Gate, SqueezeExcitation, conv_norm, divisible_by_8, dropout,
+};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, NormConfig};
@@ -39,7 +41,7 @@ impl InvertedResidual {
             None => x,
         };
         let x = match &self.project {
-            Projection::Separate(conv, norm) => norm.forward(&conv.forward(&x), train),
+            Projection::Separate(conv, norm) => conv_norm(conv, norm, Activation::Identity, &x, train),
             Projection::Block(block) => block.forward(&x, train),
         };
         if self.shortcut { x + input } else { x }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::Scope;
+use super::blocks::{Activation, conv_norm};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, max_pool_with};
@@ -93,13 +94,11 @@ impl Block {
         let last = self.convolutions.len() - 1;
         let mut x = input.shallow_clone();
         for (position, (conv, bn)) in self.convolutions.iter().enumerate() {
-            x = bn.forward(&conv.forward(&x), train);
-            if position < last {
-                x = x.relu_();
-            }
+            let activation = if position < last { Activation::Relu } else { Activation::Identity };
+            x = conv_norm(conv, bn, activation, &x, train);
         }
         let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(input), train),
+            Some((conv, bn)) => conv_norm(conv, bn, Activation::Identity, input, train),
             None => input.shallow_clone(),
         };
         (x + shortcut).relu_()
@@ -149,7 +148,7 @@ impl ResNet {
 impl ImageModel for ResNet {
     fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 224, 224]
-        let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 64, 112, 112]
+        let x = conv_norm(&self.conv1, &self.bn1, Activation::Relu, images, train); // [batch, 64, 112, 112]
         let x = max_pool_with(&x, 3, 2, 1); // [batch, 64, 56, 56]
         self.layers.iter().fold(x, |x, block| block.forward(&x, train)) // [batch, 512 · expansion, 7, 7]
     }

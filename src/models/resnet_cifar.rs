@@ -7,6 +7,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
+use super::blocks::{Activation, conv_norm};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear};
@@ -47,8 +48,8 @@ impl Block {
     }
 
     fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        let mut x = self.bn1.forward(&self.conv1.forward(input), train).relu_();
-        x = self.bn2.forward(&self.conv2.forward(&x), train);
+        let mut x = conv_norm(&self.conv1, &self.bn1, Activation::Relu, input, train);
+        x = conv_norm(&self.conv2, &self.bn2, Activation::Identity, &x, train);
         let shortcut = match (self.stride, self.padding) {
             (1, 0) => input.shallow_clone(),
             (stride, padding) => input
@@ -97,7 +98,7 @@ impl ResNetCifar {
 impl ImageModel for ResNetCifar {
     fn maps(&self, images: &Tensor, train: bool) -> Tensor {
         // [batch, 3, 32, 32]
-        let x = self.bn1.forward(&self.conv1.forward(images), train).relu_(); // [batch, 16, 32, 32]
+        let x = conv_norm(&self.conv1, &self.bn1, Activation::Relu, images, train); // [batch, 16, 32, 32]
         self.layers.iter().flatten().fold(x, |x, block| block.forward(&x, train)) // [batch, 64, 8, 8]
     }
 

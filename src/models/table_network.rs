@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use super::Scope;
+use super::blocks::dropout;
 use super::layers::{BatchNorm2d, Linear};
 use super::scripted::{ScriptConfig, ScriptedModel};
 
@@ -88,9 +89,7 @@ impl TableNetwork {
                 HiddenActivation::Sigmoid => x.sigmoid(),
                 HiddenActivation::Tanh => x.tanh(),
             };
-            if self.dropout > 0.0 {
-                x = x.dropout(self.dropout, train);
-            }
+            x = dropout(x, self.dropout, train);
         }
         self.output.forward(&x)
     }

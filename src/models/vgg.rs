@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::blocks::dropout;
+use super::blocks::{Activation, conv_norm, dropout};
 use super::image::{ImageModel, ImageModelConfig};
 use super::init::{Fan, Init};
 use super::layers::{BatchNorm2d, Conv2d, ConvConfig, Linear, max_pool};
@@ -75,7 +75,7 @@ impl ImageModel for Vgg {
         for step in &self.features {
             x = match step {
                 Step::Convolution(conv, None) => conv.forward(&x).relu_(),
-                Step::Convolution(conv, Some(norm)) => norm.forward(&conv.forward(&x), train).relu_(),
+                Step::Convolution(conv, Some(norm)) => conv_norm(conv, norm, Activation::Relu, &x, train),
                 Step::Pooling => max_pool(&x, 2),
             };
         }

@@ -136,6 +136,27 @@ pub struct CudaDevice {
     pub minor: i32,
 }
 
+/// A convolution as `inference.cpp` takes it.
+#[repr(C)]
+pub struct Convolution {
+    pub weight: Tensor,
+    pub bias: Tensor,
+    pub stride: i64,
+    pub padding: [i64; 2],
+    pub dilation: i64,
+    pub groups: i64,
+}
+
+/// A batch normalisation in evaluation as `inference.cpp` takes it.
+#[repr(C)]
+pub struct Norm {
+    pub weight: Tensor,
+    pub bias: Tensor,
+    pub running_mean: Tensor,
+    pub running_var: Tensor,
+    pub eps: f64,
+}
+
 type List = *const TensorVector;
 type Lists = *const List;
 type Tensor = *const C_tensor;
@@ -213,8 +234,6 @@ unsafe extern "C" {
         previous_kind: *mut i8,
     ) -> Outcome;
     pub fn suite_autocast_exit(device: i8, previously_enabled: bool, previous_kind: i8) -> Outcome;
-    pub fn suite_inference_mode_enter(result: *mut *mut InferenceModeGuard) -> Outcome;
-    pub fn suite_inference_mode_exit(mode: *mut InferenceModeGuard);
 
     // random.cpp
     pub fn suite_manual_seed(seed: u64) -> Outcome;
@@ -222,6 +241,33 @@ unsafe extern "C" {
     pub fn suite_set_rng_state(device: i8, index: i8, state: Tensor) -> Outcome;
     pub fn suite_permutation(count: i64, seed: u64, result: *mut *mut C_tensor) -> Outcome;
     pub fn suite_draw(weights: Tensor, count: i64, seed: u64, result: *mut *mut C_tensor) -> Outcome;
+
+    // dropout.cpp
+    pub fn suite_masks_of_pytorch() -> bool;
+    pub fn suite_dropout(input: Tensor, probability: f64, result: *mut *mut C_tensor) -> Outcome;
+    pub fn suite_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        probability: f64,
+        scale: f64,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
+
+    // inference.cpp
+    pub fn suite_inference_mode_enter(result: *mut *mut InferenceModeGuard) -> Outcome;
+    pub fn suite_inference_mode_exit(mode: *mut InferenceModeGuard);
+    pub fn suite_packed_convolution(
+        input: Tensor,
+        convolution: *const Convolution,
+        norm: *const Norm,
+        relu: bool,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
+
+    // kernels.cpp
+    pub fn suite_mkl_kernels(was_asked: *mut bool, chosen_by_maker: *mut bool);
 
     // layout.cpp
     pub fn suite_channels_last(tensor: Tensor, result: *mut *mut C_tensor) -> Outcome;

@@ -5,9 +5,11 @@
 
 pub mod checkpoint;
 pub mod distributed;
+pub mod dropout;
 mod ffi;
 pub mod file_map;
 pub mod gradients;
+pub mod inference;
 pub mod layout;
 pub mod lookup;
 pub mod loss_scaling;

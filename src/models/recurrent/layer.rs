@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use crate::bail_input;
 use crate::models::Scope;
+use crate::models::blocks::dropout;
 use crate::models::init::Init;
 use crate::models::summary::record;
 
@@ -246,7 +247,7 @@ impl Recurrent {
     fn weights_of_pass(&self, train: bool) -> Vec<Tensor> {
         let drop = train && self.config.weight_dropout > 0.0;
         let of_pass = |(number, weight): (usize, &Tensor)| match drop && number % self.per_direction == 1 {
-            true => weight.dropout(self.config.weight_dropout, true),
+            true => dropout(weight.shallow_clone(), self.config.weight_dropout, true),
             false => weight.shallow_clone(),
         };
         self.weights.iter().enumerate().map(of_pass).collect()
@@ -354,7 +355,7 @@ pub fn locked_dropout(input: &Tensor, share: f64, train: bool) -> Tensor {
     if !train || share == 0.0 {
         return input.shallow_clone();
     }
-    input * input.narrow(1, 0, 1).ones_like().dropout(share, true)
+    input * dropout(input.narrow(1, 0, 1).ones_like(), share, true)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::layer::{Cell, Recurrent, RecurrentConfig, locked_dropout};
 use crate::bail_input;
 use crate::models::Scope;
+use crate::models::blocks::dropout;
 use crate::models::init::Init;
 use crate::models::layers::{Embedding, Linear};
 use crate::models::scripted::{ScriptConfig, ScriptHead, ScriptedLayer, ScriptedNetwork, require_scores};
@@ -240,8 +241,7 @@ impl RnnConfig {
     fn dropped(&self, input: &Tensor, share: f64, train: bool) -> Tensor {
         match self.variational {
             true => locked_dropout(input, share, train),
-            false if share > 0.0 => input.dropout(share, train),
-            false => input.shallow_clone(),
+            false => dropout(input.shallow_clone(), share, train),
         }
     }
 }

@@ -1,9 +1,8 @@
-// Thread-local modes: autocast and inference mode.
+// Autocast, a mode of each thread.
 
 #include "shim.h"
 
 #include <ATen/autocast_mode.h>
-#include <c10/core/InferenceMode.h>
 
 extern "C" {
 
@@ -28,11 +27,5 @@ char* suite_autocast_exit(int8_t device, bool previously_enabled, int8_t previou
     at::autocast::set_autocast_dtype(device_type, static_cast<at::ScalarType>(previous_type));
   });
 }
-
-char* suite_inference_mode_enter(c10::InferenceMode** result) {
-  return suite::guarded([&] { *result = new c10::InferenceMode(true); });
-}
-
-void suite_inference_mode_exit(c10::InferenceMode* mode) noexcept { delete mode; }
 
 }  // extern "C"

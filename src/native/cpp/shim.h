@@ -44,6 +44,9 @@ inline void give(at::Tensor** result, at::Tensor tensor) {
 // that what other devices get runs on any machine.
 bool on_host(const at::Tensor& tensor) noexcept;
 
+// Whether the processor multiplies bfloat16 numbers itself.
+bool multiplies_bf16();
+
 // The gradient of a parameter, which may be undefined. A sparse one is refused.
 const at::Tensor& gradient_of(const at::Tensor& parameter);
 

@@ -64,6 +64,18 @@ constexpr int attribute_major = 75, attribute_minor = 76;
 
 }  // namespace
 
+bool suite::multiplies_bf16() {
+  static const bool found = [] {
+    const auto capabilities = at::cpu::get_cpu_capabilities();
+    for (const char* name : {"avx512_bf16", "amx_bf16", "arm_bf16", "bf16", "sve_bf16"}) {
+      const auto capability = capabilities.find(name);
+      if (capability != capabilities.end() && capability->second.isBool() && capability->second.toBool()) return true;
+    }
+    return false;
+  }();
+  return found;
+}
+
 extern "C" {
 
 // Mirrored in ffi.rs.
@@ -185,16 +197,8 @@ char* suite_cuda_device(int32_t index, SuiteCudaDevice* result) {
   });
 }
 
-// Whether the processor multiplies bfloat16 numbers itself.
 char* suite_cpu_bf16(bool* result) {
-  return suite::guarded([&] {
-    *result = false;
-    const auto capabilities = at::cpu::get_cpu_capabilities();
-    for (const char* name : {"avx512_bf16", "amx_bf16", "arm_bf16", "bf16", "sve_bf16"}) {
-      const auto found = capabilities.find(name);
-      if (found != capabilities.end() && found->second.isBool() && found->second.toBool()) *result = true;
-    }
-  });
+  return suite::guarded([&] { *result = suite::multiplies_bf16(); });
 }
 
 char* suite_mps_bf16(bool* result) {

@@ -1,0 +1,152 @@
+//! Convolutions of which the weights stay as they are: packed once, with the batch normalisation behind them, for as long as an
+//! [`InferenceMode`](super::modes::InferenceMode) of the thread lasts.
+
+use std::ptr;
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::{check, ffi};
+
+/// A two-dimensional convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution<'a> {
+    /// `[outputs, inputs / groups, height, width]`
+    pub weight: &'a Tensor,
+    /// `[outputs]`
+    pub bias: Option<&'a Tensor>,
+    /// Pixels from one position to the next.
+    pub stride: i64,
+    /// Zeros above and below, left and right.
+    pub padding: [i64; 2],
+    /// Pixels from one weight to the next.
+    pub dilation: i64,
+    /// Groups of channels that do not see each other.
+    pub groups: i64,
+}
+
+/// A batch normalisation with its running statistics, each `[channels]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// γ
+    pub weight: &'a Tensor,
+    /// β
+    pub bias: &'a Tensor,
+    /// μ
+    pub running_mean: &'a Tensor,
+    /// σ²
+    pub running_var: &'a Tensor,
+    /// Added to σ².
+    pub eps: f64,
+}
+
+/// The convolution of `[batch, inputs, height, width]`, normalised by `norm` and, with `relu`, cut off at 0, through oneDNN with packed weights; under autocast in
+/// bfloat16. None outside of inference mode, on other devices than the CPU, in other types and while a module is traced.
+pub fn packed_convolution(
+    input: &Tensor,
+    convolution: Convolution,
+    norm: Option<Norm>,
+    relu: bool,
+) -> Result<Option<Tensor>> {
+    let Convolution { weight, bias, stride, padding, dilation, groups } = convolution;
+    let convolution = ffi::Convolution {
+        weight: weight.as_ptr(),
+        bias: bias.map_or(ptr::null(), Tensor::as_ptr),
+        stride,
+        padding,
+        dilation,
+        groups,
+    };
+    let norm = norm.map(|norm| ffi::Norm {
+        weight: norm.weight.as_ptr(),
+        bias: norm.bias.as_ptr(),
+        running_mean: norm.running_mean.as_ptr(),
+        running_var: norm.running_var.as_ptr(),
+        eps: norm.eps,
+    });
+    let norm = norm.as_ref().map_or(ptr::null(), |norm| ptr::from_ref(norm));
+    let mut result = ptr::null_mut();
+    // SAFETY: the tensors are alive during the call, the structures on this stack; the normalisation may be null.
+    check(unsafe { ffi::suite_packed_convolution(input.as_ptr(), &convolution, norm, relu, &mut result) })?;
+    // SAFETY: a tensor that is there belongs to us alone.
+    Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::modes::{Autocast, InferenceMode};
+    use super::*;
+    use tch::{Device, Kind};
+
+    const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn largest_difference(left: &Tensor, right: &Tensor) -> f64 {
+        f64::try_from((left.to_kind(Kind::Float) - right).abs().max()).unwrap()
+    }
+
+    #[test]
+    fn packed_is_plain_for_every_form() {
+        for (groups, stride, dilation, padding, with_bias, layout) in [
+            (1, 1, 1, [1, 1], false, false),
+            (1, 2, 1, [0, 2], true, true),
+            (8, 1, 2, [2, 2], true, false),
+            (2, 2, 1, [1, 1], false, true),
+        ] {
+            let weight = Tensor::randn([16, 8 / groups, 3, 3], FLOAT);
+            let bias = with_bias.then(|| Tensor::randn([16], FLOAT));
+            let [gamma, beta, mean] = [(); 3].map(|()| Tensor::randn([16], FLOAT));
+            let var = Tensor::rand([16], FLOAT) + 0.1;
+            let mut input = Tensor::randn([3, 8, 13, 11], FLOAT);
+            if layout {
+                input = super::super::layout::channels_last(&input).unwrap();
+            }
+            let convolution =
+                Convolution { weight: &weight, bias: bias.as_ref(), stride, padding, dilation, groups };
+            let norm =
+                Norm { weight: &gamma, bias: &beta, running_mean: &mean, running_var: &var, eps: 1e-3 };
+            assert!(packed_convolution(&input, convolution, Some(norm), true).unwrap().is_none());
+            let plain = input.conv2d(&weight, bias.as_ref(), [stride; 2], padding, [dilation; 2], groups);
+            let normed =
+                plain.batch_norm(Some(&gamma), Some(&beta), Some(&mean), Some(&var), false, 0.1, 1e-3, true);
+            let _inference = InferenceMode::enter().unwrap();
+            // Twice: as it is packed, and from what was kept.
+            for _ in 0..2 {
+                let packed =
+                    |norm, relu| packed_convolution(&input, convolution, norm, relu).unwrap().unwrap();
+                assert!(largest_difference(&packed(None, false), &plain) < 1e-4);
+                assert!(largest_difference(&packed(Some(norm), false), &normed) < 1e-4);
+                assert!(largest_difference(&packed(Some(norm), true), &normed.relu()) < 1e-4);
+            }
+            let smaller = input.narrow(0, 0, 1).narrow(2, 0, 9);
+            let packed = packed_convolution(&smaller, convolution, None, false).unwrap().unwrap();
+            let plain = smaller.conv2d(&weight, bias.as_ref(), [stride; 2], padding, [dilation; 2], groups);
+            assert!(largest_difference(&packed, &plain) < 1e-4);
+            assert!(
+                packed_convolution(&input.to_kind(Kind::Double), convolution, None, false).unwrap().is_none()
+            );
+            let _autocast = Autocast::enter(Device::Cpu, Some(Kind::BFloat16)).unwrap();
+            if let Some(packed) = packed_convolution(&input, convolution, Some(norm), false).unwrap() {
+                assert_eq!(packed.kind(), Kind::BFloat16);
+                let scale = f64::try_from(normed.abs().max()).unwrap();
+                assert!(largest_difference(&packed, &normed) < 0.03 * scale);
+            }
+        }
+    }
+
+    #[test]
+    fn weights_are_packed_anew_in_each_inference_mode() {
+        let weight = Tensor::randn([4, 4, 3, 3], FLOAT);
+        let input = Tensor::randn([1, 4, 8, 8], FLOAT);
+        let convolution =
+            Convolution { weight: &weight, bias: None, stride: 1, padding: [1, 1], dilation: 1, groups: 1 };
+        let run = || {
+            let _inference = InferenceMode::enter().unwrap();
+            // One inside another ends nothing.
+            drop(InferenceMode::enter().unwrap());
+            packed_convolution(&input, convolution, None, false).unwrap().unwrap()
+        };
+        let before = run();
+        let _ = weight.shallow_clone().multiply_scalar_(2.0);
+        assert!(largest_difference(&run(), &(before * 2.0)) < 1e-5);
+    }
+}
