@@ -69,6 +69,7 @@ pub const PRESETS: &[Preset] = presets![
     "squad-finetune",
     "embed-pairs",
     "multi30k-en-de",
+    "multi30k-en-de-tiny",
     "seq2seq-finetune",
     "gpt-shakespeare-mini",
     "gpt-tinyshakespeare",
