@@ -47,7 +47,7 @@ for part in train:500 test:100; do
     for class in "$out/${part%%:*}"/*/; do
         kept=$out/data/${part%%:*}/$(basename "$class")
         mkdir -p "$kept"
-        find "$class" -type f | sort | head -n "${part##*:}" | xargs -I{} mv {} "$kept/"
+        find "$class" -type f | sort | sed -n "1,${part##*:}p" | xargs -I{} mv {} "$kept/"
     done
 done
 rm -rf "$out/train" "$out/test"
@@ -81,7 +81,7 @@ say "killed and resumed: the same bytes"
 
 "$python" "$repository/scripts/references/check_module.py" package "$out"
 "$script" run "$out/net.pt2" --input "$out/net.safetensors#x" --check "$out/net.safetensors" --rtol 1e-5 --atol 1e-5
-"$script" info "$out/net.pt2" | head -n 4
+"$script" info "$out/net.pt2" | sed -n 1,4p
 
 "$script" bench "$module" --input x=random:1x3x64x64 --batch 1,8,32 --threads "$threads" --freeze
 "$python" "$repository/scripts/references/check_module.py" time "$module" 64 1,8,32 "$threads"
