@@ -28,11 +28,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = REPOSITORY / "benches" / "pytorch"
 DOCS = REPOSITORY / "docs"
 DTYPES = ("fp32", "bf16")
+# In place of an arithmetic: whatever is fastest for each side.
+BEST = "best"
+# Whose images may lie in memory with their channels innermost.
+IMAGE_WORKLOADS = ("lenet5", "cnn_small", "resnet20_cifar", "resnet18_224")
 
 # Stands for the folder of CIFAR-10's training images, which `with_data` makes.
 CIFAR10 = "CIFAR10"
 # And for the folder that photographs.py fills.
 PHOTOGRAPHS = "PHOTOGRAPHS"
+# And for what TCH_SUITE_DATA names.
+DATA = "DATA"
 
 # Per workload, its cases: a name, the flags that both sides understand, the arithmetics that it makes sense in. The steps make a run last
 # some seconds. Adding a workload: its entry here, a program of its name in benches/pytorch/, a variant in
@@ -89,6 +95,9 @@ CASES = {
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
         ("photographs of 500 x 375", ["--photographs", "--folder", PHOTOGRAPHS, "--steps", "8", "--warmup", "4"], ("fp32",)),
     ],
+    "tokenising": [
+        ("67,349 sentences", ["--folder", DATA], ("fp32",)),
+    ],
     "startup": [
         ("first step", [], ("fp32",)),
     ],
@@ -105,7 +114,7 @@ def main():
     results = json.loads(path.read_text())["cases"] if path.is_file() else []
     for workload in options.workloads or CASES:
         for case, flags, dtypes in CASES[workload]:
-            if options.dtype not in dtypes:
+            if options.dtype not in dtypes and (options.dtype != BEST or dtypes != DTYPES):
                 continue
             result = measure(options, workload, case, flags)
             identity = ("workload", "case", "dtype")
@@ -125,7 +134,12 @@ def parse():
     add("--suite", required=True, metavar="PROGRAM", help="the built benches/workloads")
     add("--pytorch", required=True, metavar="PYTHON", help="a Python with benches/pytorch/requirements.txt")
     add("--rounds", type=int, default=5, metavar="N", help="how often each side is run (default: 5)")
-    add("--dtype", choices=DTYPES, default="fp32", help="arithmetic (default: fp32)")
+    add(
+        "--dtype",
+        choices=[*DTYPES, BEST],
+        default="fp32",
+        help="arithmetic (default: fp32); best: each side's fastest of the arithmetics, memory layouts, and for PyTorch torch.compile, with jemalloc",
+    )
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="threads of both sides (default: all cores)")
     add("--omp-wait", choices=["default", "passive", "active"], default="default", help="OMP_WAIT_POLICY of both sides")
     add("--patience", type=float, default=120, metavar="SECONDS", help="how long a case repeats runs that others disturb")
@@ -144,7 +158,7 @@ def order(result):
     place = names.index(result["case"]) if result["case"] in names else len(names)
     workloads = list(CASES)
     known = result["workload"] in CASES
-    return workloads.index(result["workload"]) if known else len(workloads), place, DTYPES.index(result["dtype"])
+    return workloads.index(result["workload"]) if known else len(workloads), place, [*DTYPES, BEST].index(result["dtype"])
 
 
 # ---- Measuring ---------------------------------------------------------------------------------------------------------
@@ -153,18 +167,23 @@ def order(result):
 def measure(options, workload, case, flags):
     """Runs both sides in turn and returns what is kept of it."""
     flags = with_data(flags, options.pytorch)
-    shared = [*flags, "--threads", str(options.threads), "--dtype", options.dtype, "--omp-wait", options.omp_wait]
-    commands = {
-        "suite": [options.suite, "--workload", workload, *shared],
-        "pytorch": [options.pytorch, str(PROGRAMS / f"{workload}.py"), *shared],
+    shared = [*flags, "--threads", str(options.threads), "--omp-wait", options.omp_wait]
+    programs = {
+        "suite": [options.suite, "--workload", workload],
+        "pytorch": [options.pytorch, str(PROGRAMS / f"{workload}.py")],
     }
+    settings = {side: [("--dtype", options.dtype)] for side in programs}
+    if options.dtype == BEST:
+        settings = {side: fastest([*program, *shared], side, workload, options) for side, program in programs.items()}
+    commands = {side: [*programs[side], *shared, *(word for setting in settings[side] for word in setting)] for side in programs}
+    preloaded = {"suite": None, "pytorch": jemalloc() if options.dtype == BEST else None}
     lines = {"suite": [], "pytorch": []}
     deadline = time.monotonic() + options.patience
     busiest = 0.0
     for number in range(options.rounds):
         # Whoever comes second finds a warmer machine: take turns at that, too.
         for side in ("suite", "pytorch") if number % 2 == 0 else ("pytorch", "suite"):
-            line, busy = undisturbed(commands[side], options, deadline)
+            line, busy = undisturbed(commands[side], options, deadline, preloaded[side])
             busiest = max(busiest, busy)
             lines[side].append(line)
         ours, theirs = (lines[side][-1]["median"] for side in ("suite", "pytorch"))
@@ -180,6 +199,7 @@ def measure(options, workload, case, flags):
         "ratio": significant(ratio(unit, sides["suite"]["median"], sides["pytorch"]["median"])),
         "ratio_range": [significant(min(ratios)), significant(max(ratios))],
         **sides,
+        "settings": {side: in_words(settings[side]) for side in settings},
         "rounds": options.rounds,
         "threads": options.threads,
         "omp_wait": options.omp_wait,
@@ -188,9 +208,38 @@ def measure(options, workload, case, flags):
     }
 
 
+def fastest(command, side, workload, options):
+    """The settings with which one run of a side is fastest."""
+    tried = [[("--dtype", dtype)] for dtype in DTYPES]
+    if workload in IMAGE_WORKLOADS:
+        tried += [[*setting, ("--channels-last", "1")] for setting in tried]
+    preloaded = None
+    if side == "pytorch":
+        preloaded = jemalloc()
+        tried += [[*setting, ("--compile", "1")] for setting in tried]
+    rates = []
+    for setting in tried:
+        line = run([*command, *(word for pair in setting for word in pair)], options, preloaded)
+        rates.append(line["median"] if line["unit"] != "s" else -line["median"])
+        print(f"{workload}, {side}, {in_words(setting)}: {line['median']:g} {line['unit']}", file=sys.stderr)
+    return tried[rates.index(max(rates))]
+
+
+def in_words(setting):
+    """As the table tells it."""
+    words = {"--channels-last": "channels last", "--compile": "compiled"}
+    return ", ".join(value if flag == "--dtype" else words[flag] for flag, value in setting)
+
+
+def jemalloc():
+    """The allocator that is given to PyTorch in its best setting; None where it is not installed."""
+    found = [folder / "libjemalloc.so.2" for folder in map(Path, ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"))]
+    return next((str(path) for path in found if path.is_file()), None)
+
+
 def with_data(flags, python):
     """Flags with folders in place of the names of data sets."""
-    folders = {CIFAR10: cifar10_folder, PHOTOGRAPHS: lambda: photographs_folder(python)}
+    folders = {CIFAR10: cifar10_folder, PHOTOGRAPHS: lambda: photographs_folder(python), DATA: data_folder}
     return [str(folders[flag]()) if flag in folders else flag for flag in flags]
 
 
@@ -205,11 +254,16 @@ def photographs_folder(python):
     return folder
 
 
+def data_folder():
+    """Where the data sets are."""
+    return Path(os.environ.get("TCH_SUITE_DATA", "data"))
+
+
 def cifar10_folder():
     """The training images of CIFAR-10 as JPEG files in class folders, unpacked once from the archive in TCH_SUITE_DATA."""
     folder = REPOSITORY / "target" / "bench-data" / "cifar10"
     if not folder.is_dir():
-        archive = Path(os.environ.get("TCH_SUITE_DATA", "data")) / "cifar10" / "cifar10-jpeg.tar.gz"
+        archive = data_folder() / "cifar10" / "cifar10-jpeg.tar.gz"
         if not archive.is_file():
             sys.exit(f"compare.py: there is no {archive}: let TCH_SUITE_DATA name the folder that holds cifar10/{archive.name}")
         partial = folder.with_name("cifar10.partial")
@@ -221,12 +275,12 @@ def cifar10_folder():
     return folder / "train"
 
 
-def undisturbed(command, options, deadline):
+def undisturbed(command, options, deadline, preloaded):
     """The JSON line of a run during which others left the processor alone, or, once the time is up, of any; and the share of the
     processor that they used."""
     while True:
         before = usage()
-        line = run(command, options)
+        line = run(command, options, preloaded)
         busy = others_share(before, usage())
         if busy <= QUIET or time.monotonic() > deadline:
             return line, busy
@@ -236,12 +290,14 @@ def undisturbed(command, options, deadline):
             busy = others_share(before, usage())
 
 
-def run(command, options):
-    """The JSON line of one run, in a fresh process."""
+def run(command, options, preloaded):
+    """The JSON line of one run, in a fresh process that loads the library `preloaded`, if any, before all others."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads))
     environment.pop("OMP_WAIT_POLICY", None)
     if options.omp_wait != "default":
         environment["OMP_WAIT_POLICY"] = options.omp_wait
+    if preloaded is not None:
+        environment["LD_PRELOAD"] = preloaded
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or len(lines) != 1:
@@ -340,9 +396,12 @@ def page(results):
         "norm and the watch for values that are not finite; for inference the forward pass of `predict`. PyTorch times an ordinary "
         "loop in eager mode without any of these, with the fused optimizer, which is its fastest on a CPU.",
         "- Both have the same number of threads and the same `OMP_WAIT_POLICY`. tch-suite's programs tell the C library to keep large "
-        "blocks of memory for reuse; PyTorch runs as it comes.",
+        "blocks of memory for reuse and MKL to choose its kernels by the processor's instructions instead of its maker; PyTorch runs as it "
+        "comes.",
         "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does; PyTorch has "
         "weights of that type.",
+        "- `best` is each side's fastest of float32 and bf16, of both memory layouts for images, for PyTorch also of eager mode and `torch.compile`, "
+        "with jemalloc preloaded where it is installed: one run of each decides, then the two are run alternately.",
         "- Memory is the peak of the resident set of the whole process.",
         "",
         f"To measure again: `scripts/compare_with_pytorch.sh{' WORKLOAD…'}`; the figures of this page are in `performance.json`.",
@@ -367,7 +426,7 @@ def table(results, with_workload=False):
         rows.append(
             [
                 result["case"],
-                result["dtype"],
+                arithmetic(result),
                 quantity(ours["median"], result["unit"]),
                 quantity(theirs["median"], result["unit"]),
                 f"**{result['ratio']:.2f}**",
@@ -381,6 +440,13 @@ def table(results, with_workload=False):
     left = 3 if with_workload else 2
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def arithmetic(result):
+    """Of the fastest settings, both sides'."""
+    if result["dtype"] != BEST:
+        return result["dtype"]
+    return f"best: {result['settings']['suite']} / {result['settings']['pytorch']}"
 
 
 def quantity(value, unit):

@@ -62,7 +62,7 @@ pub struct Options {
     /// Store convolution weights with the channels innermost: 0 or 1
     #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     pub channels_last: u8,
-    /// Where dataloading's images are: FOLDER/CLASS/FILE
+    /// Where dataloading's images are, FOLDER/CLASS/FILE, or the data of tokenising
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
     /// Dataloading of large photographs: a random part of each, scaled to 224 × 224
@@ -289,7 +289,7 @@ pub struct Timed {
     /// Seconds from the start of the process to the end of the first step; none without a warm-up.
     startup: Option<f64>,
     /// The value of the first step, likewise.
-    first: Option<f64>,
+    pub first: Option<f64>,
     /// The value of one step after the timed part.
     last: f64,
 }

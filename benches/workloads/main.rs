@@ -17,6 +17,7 @@ mod lstm;
 mod mlp_small;
 mod seq2seq_transformer;
 mod startup;
+mod tokenising;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -77,6 +78,8 @@ enum Workload {
     LstmGenerate,
     /// Batches of varied images out of a folder of JPEG files, which --folder names
     Dataloading,
+    /// The sentences of SST-2 into tokens, out of the data folder that --folder names
+    Tokenising,
     /// Process start to the first training step done
     Startup,
 }
@@ -114,6 +117,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Workload::LstmCharLm => lstm::run(options),
         Workload::LstmGenerate => lstm::generate(options),
         Workload::Dataloading => dataloading::run(options),
+        Workload::Tokenising => tokenising::run(options),
         Workload::Startup => startup::run(options),
     }
 }
@@ -121,13 +125,11 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// Every workload with the same further flags, each in its own process so that memory and start-up are its own.
 fn each() -> Result<()> {
     for workload in Workload::value_variants() {
-        if *workload == Workload::Dataloading
-            && !std::env::args().any(|argument| argument.starts_with("--folder"))
-        {
-            eprintln!("workloads: dataloading is left out: it needs --folder");
+        let name = workload.to_possible_value().context("a workload without a name")?;
+        if matches!(workload, Workload::Dataloading | Workload::Tokenising) {
+            eprintln!("workloads: {} is left out: it needs a --folder of its own", name.get_name());
             continue;
         }
-        let name = workload.to_possible_value().context("a workload without a name")?;
         let program = std::env::current_exe().context("finding this program")?;
         let status = Command::new(program)
             .args(["--workload", name.get_name()])
