@@ -64,7 +64,7 @@ pub fn packed_convolution(
         running_var: norm.running_var.as_ptr(),
         eps: norm.eps,
     });
-    let norm = norm.as_ref().map_or(ptr::null(), |norm| ptr::from_ref(norm));
+    let norm = norm.as_ref().map_or(ptr::null(), ptr::from_ref);
     let mut result = ptr::null_mut();
     // SAFETY: the tensors are alive during the call, the structures on this stack; the normalisation may be null.
     check(unsafe { ffi::suite_packed_convolution(input.as_ptr(), &convolution, norm, relu, &mut result) })?;
