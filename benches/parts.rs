@@ -220,7 +220,7 @@ fn tokenisation(criterion: &mut Criterion) {
     let bytes: usize = texts.iter().map(String::len).sum();
     let mut group = criterion.benchmark_group("tokenisation");
     group.throughput(Throughput::Bytes(bytes as u64));
-    for kind in ["bpe", "wordpiece", "unigram", "char"] {
+    for kind in ["bpe", "word-piece", "unigram", "characters"] {
         let config: TokenizerConfig = recipe::typed(json!({ "kind": kind, "vocab_size": 500 }), "tokenizer")
             .expect("a valid configuration");
         let tokenizer = TextTokenizer::train(&config, texts.iter().map(String::as_str))
