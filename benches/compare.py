@@ -2,16 +2,16 @@
 """Runs workloads in tch-suite and in PyTorch alternately, and writes the page on performance.
 
     benches/compare.py --suite PROGRAM --pytorch PYTHON [WORKLOAD...]
+    benches/compare.py --suite PROGRAM --pytorch PYTHON --growth
+    benches/compare.py --parts FOLDER
 
 scripts/compare_with_pytorch.sh builds the program and finds the Python. Results are kept in docs/performance.json, a
-case (workload, what of it, arithmetic) replacing its earlier result; docs/performance.md and docs/performance.svg are
-made anew from all of them. Only the standard library is used.
+case (workload, what of it, arithmetic) replacing its earlier result; docs/performance.md and its plots are made anew
+from all of them. Only the standard library is used.
 """
 
 import argparse
-import ast
 import json
-import math
 import os
 import platform
 import resource
@@ -21,15 +21,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from html import escape
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PROGRAMS = REPOSITORY / "benches" / "pytorch"
+import page
+from page import BEST, PROGRAMS, QUIET, REPOSITORY
+
 DOCS = REPOSITORY / "docs"
 DTYPES = ("fp32", "bf16")
-# In place of an arithmetic: whatever is fastest for each side.
-BEST = "best"
 # Whose images may lie in memory with their channels innermost.
 IMAGE_WORKLOADS = ("lenet5", "cnn_small", "resnet20_cifar", "resnet18_224")
 
@@ -94,6 +92,11 @@ CASES = {
     "dataloading": [
         ("CIFAR-10 as JPEG files", ["--folder", CIFAR10, "--steps", "12"], ("fp32",)),
         ("photographs of 500 x 375", ["--photographs", "--folder", PHOTOGRAPHS, "--steps", "8", "--warmup", "4"], ("fp32",)),
+        (
+            "photographs after the first epoch, kept decoded",
+            ["--photographs", "--folder", PHOTOGRAPHS, "--cache-mb", "1500", "--steps", "8", "--warmup", "70"],
+            ("fp32",),
+        ),
     ],
     "tokenising": [
         ("67,349 sentences", ["--folder", DATA], ("fp32",)),
@@ -103,36 +106,58 @@ CASES = {
     ],
 }
 
-# Other programs' use of the processor, as a share of all cores, up to which the machine counts as quiet.
-QUIET = 0.05
+# What grows, its flag and values; the workload with its further flags; the unit of the rate.
+GROWTH = [
+    ("images in a batch", "--batch", (1, 4, 16, 64, 256, 1024), "cnn_small", ["--warmup", "3"], "samples"),
+    ("tokens in a text", "--seq", (16, 32, 64, 128, 256, 512), "bert_minilm_finetune", ["--batch", "8", "--warmup", "2"], "tokens"),
+    ("inner width", "--width", (64, 256, 1024, 4096), "mlp_small", ["--net", "mnist"], "samples"),
+    ("images in the data set", "--folder", (500, 1500, 5000, 15000, 50000), "dataloading", ["--warmup", "3"], "images"),
+]
+# Seconds that a point of GROWTH is timed for.
+GROWTH_SECONDS = 3
 
 
 def main():
     options = parse()
     DOCS.mkdir(exist_ok=True)
     path = DOCS / "performance.json"
-    results = json.loads(path.read_text())["cases"] if path.is_file() else []
-    for workload in options.workloads or CASES:
-        for case, flags, dtypes in CASES[workload]:
-            if options.dtype not in dtypes and (options.dtype != BEST or dtypes != DTYPES):
-                continue
-            result = measure(options, workload, case, flags)
-            identity = ("workload", "case", "dtype")
-            results = [old for old in results if any(old[key] != result[key] for key in identity)] + [result]
-            results.sort(key=order)
-            # After each case, so that an interruption loses one.
-            path.write_text(json.dumps({"cases": results}, indent=1) + "\n")
-    (DOCS / "performance.svg").write_text(plot(results))
-    (DOCS / "performance.md").write_text(page(results))
-    print(f"wrote {path.relative_to(REPOSITORY)}, performance.md and performance.svg", file=sys.stderr)
+    kept = {"cases": [], "growth": [], "parts": []}
+    if path.is_file():
+        kept.update(json.loads(path.read_text()))
+
+    def save(**changed):
+        """After each case, so that an interruption loses one."""
+        kept.update(changed)
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+
+    if options.parts is not None:
+        save(parts=parts(options.parts))
+    elif options.growth:
+        for row in GROWTH:
+            result = grow(options, *row)
+            save(growth=[old for old in kept["growth"] if old["grows"] != result["grows"]] + [result])
+    else:
+        for workload in options.workloads or CASES:
+            for case, flags, dtypes in CASES[workload]:
+                if options.dtype not in dtypes and (options.dtype != BEST or dtypes != DTYPES):
+                    continue
+                result = measure(options, workload, case, flags)
+                identity = ("workload", "case", "dtype")
+                others = [old for old in kept["cases"] if any(old[key] != result[key] for key in identity)]
+                save(cases=sorted([*others, result], key=order))
+    for name, content in page.files(**kept).items():
+        (DOCS / name).write_text(content)
+    print(f"wrote {path.relative_to(REPOSITORY)} and what is made of it", file=sys.stderr)
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(CASES)}; all if none is named")
-    add("--suite", required=True, metavar="PROGRAM", help="the built benches/workloads")
-    add("--pytorch", required=True, metavar="PYTHON", help="a Python with benches/pytorch/requirements.txt")
+    add("--suite", metavar="PROGRAM", help="the built benches/workloads")
+    add("--pytorch", metavar="PYTHON", help="a Python with benches/pytorch/requirements.txt")
+    add("--growth", action="store_true", help="in place of workloads: how the cost grows with batch, length, width and data")
+    add("--parts", type=Path, metavar="FOLDER", help="in place of workloads: takes over what `cargo bench --bench parts` left in this folder")
     add("--rounds", type=int, default=5, metavar="N", help="how often each side is run (default: 5)")
     add(
         "--dtype",
@@ -147,6 +172,8 @@ def parse():
     for workload in options.workloads:
         if workload not in CASES:
             parser.error(f"there is no workload {workload}: choose of {', '.join(CASES)}")
+    if options.parts is None and (options.suite is None or options.pytorch is None):
+        parser.error("--suite and --pytorch are needed")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options
@@ -173,10 +200,10 @@ def measure(options, workload, case, flags):
         "pytorch": [options.pytorch, str(PROGRAMS / f"{workload}.py")],
     }
     settings = {side: [("--dtype", options.dtype)] for side in programs}
-    if options.dtype == BEST:
-        settings = {side: fastest([*program, *shared], side, workload, options) for side, program in programs.items()}
-    commands = {side: [*programs[side], *shared, *(word for setting in settings[side] for word in setting)] for side in programs}
     preloaded = {"suite": None, "pytorch": jemalloc() if options.dtype == BEST else None}
+    if options.dtype == BEST:
+        settings = {side: fastest([*programs[side], *shared], side, workload, preloaded[side], options) for side in programs}
+    commands = {side: [*programs[side], *shared, *(word for setting in settings[side] for word in setting)] for side in programs}
     lines = {"suite": [], "pytorch": []}
     deadline = time.monotonic() + options.patience
     busiest = 0.0
@@ -208,14 +235,53 @@ def measure(options, workload, case, flags):
     }
 
 
-def fastest(command, side, workload, options):
+def grow(options, grows, flag, values, workload, flags, unit):
+    """The rates and the memory of both sides at each value of a flag."""
+    points = []
+    shared = ["--threads", str(options.threads), "--omp-wait", options.omp_wait, "--steps", "1000", "--max-seconds", str(GROWTH_SECONDS)]
+    programs = {"suite": [options.suite, "--workload", workload], "pytorch": [options.pytorch, str(PROGRAMS / f"{workload}.py")]}
+    for value in values:
+        given = str(images_folder(value)) if flag == "--folder" else str(value)
+        lines = {"suite": [], "pytorch": []}
+        deadline = time.monotonic() + options.patience
+        for number in range(options.rounds):
+            for side in ("suite", "pytorch") if number % 2 == 0 else ("pytorch", "suite"):
+                lines[side].append(undisturbed([*programs[side], *flags, flag, given, *shared], options, deadline, None)[0])
+        point = {"value": value}
+        for side in lines:
+            rate = statistics.median(line["median"] for line in lines[side])
+            memory = statistics.median(line["rss_mb"] for line in lines[side])
+            point[side] = {"rate": significant(rate * (value if unit == "tokens" else 1)), "rss_mb": significant(memory)}
+        print(f"{workload}, {grows} {value}: {point['suite']['rate']:g} and {point['pytorch']['rate']:g} {unit}/s", file=sys.stderr)
+        points.append(point)
+    return {"grows": grows, "workload": workload, "unit": f"{unit}/s", "points": points, "rounds": options.rounds, "threads": options.threads, "machine": machine()}
+
+
+def parts(folder):
+    """The medians of Criterion's latest runs, in nanoseconds, with what each goes through."""
+    found = []
+    for file in sorted(folder.glob("**/new/benchmark.json")):
+        about = json.loads(file.read_text())
+        estimates = json.loads(file.with_name("estimates.json").read_text())
+        found.append(
+            {
+                "group": about["group_id"],
+                "name": about["function_id"],
+                "nanoseconds": significant(estimates["median"]["point_estimate"]),
+                "throughput": about["throughput"],
+            }
+        )
+    if not found:
+        sys.exit(f"compare.py: {folder} holds no results: run `cargo bench --bench parts` first")
+    return found
+
+
+def fastest(command, side, workload, preloaded, options):
     """The settings with which one run of a side is fastest."""
     tried = [[("--dtype", dtype)] for dtype in DTYPES]
     if workload in IMAGE_WORKLOADS:
         tried += [[*setting, ("--channels-last", "1")] for setting in tried]
-    preloaded = None
     if side == "pytorch":
-        preloaded = jemalloc()
         tried += [[*setting, ("--compile", "1")] for setting in tried]
     rates = []
     for setting in tried:
@@ -273,6 +339,21 @@ def cifar10_folder():
         # Last, so that an interrupted unpacking is begun anew.
         partial.rename(folder)
     return folder / "train"
+
+
+def images_folder(count):
+    """A folder with so many of CIFAR-10's training images, the classes in equal parts, as links."""
+    folder = REPOSITORY / "target" / "bench-data" / f"cifar10-{count}"
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        classes = sorted(cifar10_folder().iterdir())
+        for images in classes:
+            (partial / images.name).mkdir(parents=True)
+            for image in sorted(images.iterdir())[: count // len(classes)]:
+                os.link(image, partial / images.name / image.name)
+        partial.rename(folder)
+    return folder
 
 
 def undisturbed(command, options, deadline, preloaded):
@@ -364,174 +445,6 @@ def processor():
 
 def significant(value):
     return float(f"{value:.4g}")
-
-
-# ---- The page ----------------------------------------------------------------------------------------------------------
-
-
-def page(results):
-    machines = []
-    for result in results:
-        if result["machine"] not in machines:
-            machines.append(result["machine"])
-    versions = sorted({result[side]["impl"] for result in results for side in ("suite", "pytorch")}, reverse=True)
-    rounds = sorted({result["rounds"] for result in results})
-    lines = [
-        "# Performance",
-        "",
-        "How fast tch-suite is beside PyTorch in Python: the same networks from the same initial values on the same batches, "
-        "run alternately on one machine. A ratio above 1 means that tch-suite is faster.",
-        "",
-        "![Ratios of tch-suite to PyTorch](performance.svg)",
-        "",
-        *table(results, with_workload=True),
-        "",
-        "## Method",
-        "",
-        f"- Versions: {' and '.join(versions)}, the wheel that pip installs.",
-        f"- Rounds: {' or '.join(map(str, rounds))}. In each, both sides run once, as fresh processes, PyTorch first in every "
-        "other one. A figure is the median of the rounds' medians; the range is that of the rounds' ratios. A run during which other "
-        "programs use the processor is repeated.",
-        "- tch-suite times what its verbs run: the whole training step with its sums for the log (loss, accuracy), the gradient "
-        "norm and the watch for values that are not finite; for inference the forward pass of `predict`. PyTorch times an ordinary "
-        "loop in eager mode without any of these, with the fused optimizer, which is its fastest on a CPU.",
-        "- Both have the same number of threads and the same `OMP_WAIT_POLICY`. tch-suite's programs tell the C library to keep large "
-        "blocks of memory for reuse and MKL to choose its kernels by the processor's instructions instead of its maker; PyTorch runs as it "
-        "comes.",
-        "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does; PyTorch has "
-        "weights of that type.",
-        "- `best` is each side's fastest of float32 and bf16, of both memory layouts for images, for PyTorch also of eager mode and `torch.compile`, "
-        "with jemalloc preloaded where it is installed: one run of each decides, then the two are run alternately.",
-        "- Memory is the peak of the resident set of the whole process.",
-        "",
-        f"To measure again: `scripts/compare_with_pytorch.sh{' WORKLOAD…'}`; the figures of this page are in `performance.json`.",
-        "",
-        f"## Machine{'s' if len(machines) > 1 else ''}",
-        "",
-    ]
-    lines += [f"{number}. {describe(one)}" if len(machines) > 1 else describe(one) for number, one in enumerate(machines, 1)]
-    for workload in dict.fromkeys(result["workload"] for result in results):
-        own = [result for result in results if result["workload"] == workload]
-        lines += ["", f"## {workload}", "", "```text", *specification(workload), "```", "", *table(own), ""]
-        lines += notes(own, machines)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def table(results, with_workload=False):
-    head = ["case", "arithmetic", "tch-suite", "PyTorch", "ratio", "range", "memory, MiB"]
-    rows = []
-    for result in results:
-        ours, theirs = result["suite"], result["pytorch"]
-        low, high = result["ratio_range"]
-        rows.append(
-            [
-                result["case"],
-                arithmetic(result),
-                quantity(ours["median"], result["unit"]),
-                quantity(theirs["median"], result["unit"]),
-                f"**{result['ratio']:.2f}**",
-                f"{low:.2f} to {high:.2f}",
-                f"{ours['rss_mb']:.0f} / {theirs['rss_mb']:.0f}",
-            ]
-        )
-    if with_workload:
-        head.insert(0, "workload")
-        rows = [[result["workload"], *row] for result, row in zip(results, rows)]
-    left = 3 if with_workload else 2
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
-
-
-def arithmetic(result):
-    """Of the fastest settings, both sides'."""
-    if result["dtype"] != BEST:
-        return result["dtype"]
-    return f"best: {result['settings']['suite']} / {result['settings']['pytorch']}"
-
-
-def quantity(value, unit):
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:,.{digits}f} {unit}"
-
-
-def specification(workload):
-    """The docstring of the PyTorch program, which both sides follow."""
-    docstring = ast.get_docstring(ast.parse((PROGRAMS / f"{workload}.py").read_text())) or ""
-    return docstring.splitlines()
-
-
-def notes(results, machines):
-    """How these cases were taken, where that is not the same for all."""
-    lines = []
-    settings = {(result["threads"], result["omp_wait"]) for result in results}
-    for threads, policy in sorted(settings):
-        which = "OMP_WAIT_POLICY unset" if policy == "default" else f"OMP_WAIT_POLICY={policy}"
-        lines.append(f"{threads} thread{'s' if threads > 1 else ''}, {which}.")
-    if len(machines) > 1:
-        numbers = sorted({machines.index(result["machine"]) + 1 for result in results})
-        lines.append(f"Machine {' and '.join(map(str, numbers))}.")
-    loud = [f"{result['case']} {result['dtype']}" for result in results if result["others_busy"] > QUIET]
-    if loud:
-        lines.append(f"Other programs used the processor in some rounds of: {', '.join(loud)}.")
-    return [" ".join(lines)]
-
-
-def describe(one):
-    return (
-        f"{one['processor']}, {one['cores']} core{'s' if one['cores'] > 1 else ''}, {one['memory_gib']} GiB of memory; "
-        f"{one['system']}; Python {one['python']}."
-    )
-
-
-# ---- The plot ----------------------------------------------------------------------------------------------------------
-
-STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #222 }
-  .quiet { fill: #666 }
-  .bar { fill: #2b6cb0 } .slower { fill: #b7791f }
-  .range { stroke: #222; stroke-width: 1.5 }
-  .grid { stroke: #ddd } .one { stroke: #222 }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e6e6e6 } .quiet { fill: #9a9a9a }
-    .bar { fill: #63a4e8 } .slower { fill: #e0b050 }
-    .range { stroke: #e6e6e6 } .grid { stroke: #3a3a3a } .one { stroke: #e6e6e6 }
-  }
-"""
-
-
-def plot(results):
-    """A bar for each case from ratio 1 on a logarithmic axis, with the range of its rounds."""
-    label_width, width, row_height, top = 270, 760, 24, 34
-    height = top + row_height * len(results) + 14
-    ends = [end for result in results for end in result["ratio_range"]] + [1.0, 2.0]
-    low, high = math.floor(math.log2(min(ends))), math.ceil(math.log2(max(ends)))
-
-    def x(value):
-        return label_width + (math.log2(value) - low) / (high - low) * (width - label_width - 60)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="How many times as fast as PyTorch tch-suite is, by workload">',
-        f"<style>{STYLE}</style>",
-        f'<text x="{label_width - 10}" y="18" text-anchor="end" class="quiet">times as fast as PyTorch</text>',
-    ]
-    for exponent in range(low, high + 1):
-        at = x(2.0**exponent)
-        kind = "one" if exponent == 0 else "grid"
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 8}" y2="{height - 10}" class="{kind}"/>')
-        parts.append(f'<text x="{at:.1f}" y="18" text-anchor="middle" class="quiet">{2.0**exponent:g}</text>')
-    for row, result in enumerate(results):
-        y = top + row * row_height
-        value, (least, most) = result["ratio"], result["ratio_range"]
-        left, right = sorted((x(1.0), x(value)))
-        name = escape(f"{result['workload']} {result['case']}, {result['dtype']}")
-        parts += [
-            f'<text x="{label_width - 10}" y="{y + 14}" text-anchor="end">{name}</text>',
-            f'<rect x="{left:.1f}" y="{y + 2}" width="{right - left:.1f}" height="16" class="bar{" slower" * (value < 1)}"/>',
-            f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y + 10}" y2="{y + 10}" class="range"/>',
-            f'<text x="{max(right, x(most)) + 6:.1f}" y="{y + 14}">{value:.2f}</text>',
-        ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":

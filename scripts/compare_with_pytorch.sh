@@ -8,13 +8,14 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: scripts/compare_with_pytorch.sh [WORKLOAD...] [--dtype fp32|bf16] [--rounds N] [--threads N]
+usage: scripts/compare_with_pytorch.sh [WORKLOAD... | --growth] [--dtype fp32|bf16|best] [--rounds N] [--threads N]
            [--omp-wait default|passive|active] [--patience SECONDS] [--python PATH]
 
 Runs workloads (all, unless some are named) in tch-suite and in PyTorch alternately, and writes docs/performance.md with
-its plot from all results so far, which docs/performance.json keeps.
+its plots from all results so far, which docs/performance.json keeps.
 
-  --dtype D      arithmetic of both sides (default: fp32)
+  --growth       in place of workloads: how the cost grows with the sizes of batches, texts, layers and data sets
+  --dtype D      arithmetic of both sides (default: fp32); best: what is fastest for each side, as docs/performance.md says
   --rounds N     how often each side runs a case (default: 5)
   --threads N    threads of both sides (default: all cores)
   --omp-wait P   OMP_WAIT_POLICY of both sides (default: unset)
@@ -45,6 +46,7 @@ while (($# > 0)); do
             arguments+=("$1" "$2")
             shift
             ;;
+        --growth) arguments+=("$1") ;;
         -*) fail_input "unknown argument '$1': --help lists what there is." ;;
         *) arguments+=("$1") ;;
     esac

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use crate::support::process::done;
-use crate::support::runs::{metrics, read_json, series, tensors, train};
+use crate::support::runs::{assert_same_files, checkpoints, metrics, read_json, series, tensors, train};
 use crate::support::{Scratch, assert_close, numbers, small_data};
 
 /// A data set, and short trainings on it.
@@ -281,6 +281,29 @@ fn bfloat16_is_close_to_float32_and_not_the_same() {
     let (full, half) = (losses("fp32"), losses("bf16"));
     assert_close(&half, &full, 0.02, "losses in bfloat16");
     assert_ne!(half, full);
+}
+
+#[test]
+fn auto_precision_is_decided_once_and_its_trial_leaves_no_trace() {
+    let bench = Bench::new();
+    // What a trial could change: the random numbers behind dropout, running statistics.
+    for (model, settings) in [
+        ("lenet5", ["training.steps=6", "model.dropout=0.3"]),
+        ("resnet20", ["training.steps=3", "training.seed=1"]),
+    ] {
+        let tried = bench.train(
+            model,
+            &format!("{model}-auto"),
+            &[&settings[..], &["training.precision=auto"]].concat(),
+        );
+        let chosen =
+            read_json(&tried.join("recipe.json"))["training"]["precision"].as_str().unwrap().to_owned();
+        assert!(["fp32", "bf16"].contains(&chosen.as_str()), "{chosen}");
+        let precision = format!("training.precision={chosen}");
+        let told =
+            bench.train(model, &format!("{model}-told"), &[&settings[..], &[precision.as_str()]].concat());
+        assert_same_files(&checkpoints(&tried), &checkpoints(&told), model);
+    }
 }
 
 #[test]

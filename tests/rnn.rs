@@ -8,7 +8,7 @@ use tch::{CModule, Device, IValue, Kind, Tensor};
 use tch_suite::data::text::TextTokenizer;
 
 use crate::support::process::{Finished, assert_refused, rnn, run, run_with_input, wait_until};
-use crate::support::runs::{assert_same_files, files, metrics, read_json, results, series};
+use crate::support::runs::{assert_same_files, checkpoints, files, metrics, read_json, results, series};
 use crate::support::{Scratch, assert_close, fixture};
 
 fn done(arguments: &[&str]) -> Finished {
@@ -509,4 +509,17 @@ fn losses_are_pytorchs_with_dropout_and_carried_state() {
     let expected: Vec<f64> = serde_json::from_value(fixture("char_lstm.json")["losses"].clone()).unwrap();
     assert_eq!(expected.len(), 30);
     assert_close(&found, &expected, 1e-5, "the losses of the first steps");
+}
+
+#[test]
+fn a_trial_of_the_arithmetic_leaves_the_carried_state_alone() {
+    let folder = Scratch::new();
+    let model = json!({"name": "lstm", "task": "lm", "embedding": 16, "hidden": 16, "layers": 1, "output_dropout": 0.2});
+    let data = json!({"format": "shakespeare-mini", "window": 16});
+    let in_precision = |name: &str, precision: &str| {
+        trained(&folder, name, model.clone(), data.clone(), json!({"steps": 4, "precision": precision}))
+    };
+    let tried = in_precision("tried", "auto");
+    let chosen = read_json(&tried.join("recipe.json"))["training"]["precision"].as_str().unwrap().to_owned();
+    assert_same_files(&checkpoints(&tried), &checkpoints(&in_precision("told", &chosen)), "a language model");
 }

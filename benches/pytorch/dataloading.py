@@ -6,6 +6,7 @@ probability 1/2, and normalised as (x / 255 - mean) / std, mean (0.4914, 0.4822,
 In a new random order each epoch, batch 128, no smaller last batch. Unit: images/s; one timed sample is 10 batches.
 
 With --photographs a random part of each image (RandomResizedCrop) is scaled to 224 x 224 in place of the shift, batch 32.
+--cache-mb: megabytes of decoded images that tch-suite keeps from one epoch to the next; a DataLoader keeps none.
 
 Timed once for each number of --workers that load beside the main program (default: 0 and 2); the fastest is printed.
 Workers are warm and may be ahead when the clock starts, and go on from epoch to epoch.
@@ -21,6 +22,7 @@ def main():
     parser.add_argument("--folder", required=True, metavar="FOLDER", help="where the images are")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="numbers of workers to try")
     parser.add_argument("--photographs", action="store_true", help="random parts of large images, scaled to 224 x 224")
+    parser.add_argument("--cache-mb", type=int, default=0, metavar="MB", help="without effect: a DataLoader keeps no images")
     options = parser.parse_args()
     torch = harness.prepare(options)
     from torch.utils.data import DataLoader

@@ -3,7 +3,7 @@
 
 --net keras: linear 100->2, ReLU, 2->1: 205 parameters. Batch 10 of normal inputs; targets 0 or 1, [batch, 1]; loss: mean
              binary cross-entropy on logits (--loss bce: of the sigmoid's probabilities).
---net mnist: linear 784->256, ReLU, 256->10: 203,530 parameters. Batch 64; loss: mean cross-entropy.
+--net mnist: linear 784->256, ReLU, 256->10: 203,530 parameters. Batch 64; loss: mean cross-entropy. --width in place of 256.
 
 Adam, rate 1e-3. Unit: samples/s; one timed sample is 100 steps (keras) or 20 (mnist).
 --loop epoch: instead of a pool, 1000 rows in one tensor, gathered by index_select in a new random order each epoch.
@@ -16,6 +16,7 @@ import harness
 def main():
     parser = harness.arguments(__doc__)
     parser.add_argument("--net", choices=["keras", "mnist"], default="keras", help="which network")
+    parser.add_argument("--width", type=int, default=256, help="inner width of mnist")
     parser.add_argument("--loop", choices=["resident", "epoch"], default="resident", help="where batches come from")
     parser.add_argument("--loss", choices=["logits", "bce"], default="logits", help="form of the loss of keras")
     options = parser.parse_args()
@@ -24,7 +25,7 @@ def main():
 
     keras = options.net == "keras"
     size = options.batch or (10 if keras else 64)
-    inputs, hidden, outputs = (100, 2, 1) if keras else (784, 256, 10)
+    inputs, hidden, outputs = (100, 2, 1) if keras else (784, options.width, 10)
     network = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def rows(count):

@@ -12,7 +12,7 @@ use tch_suite::data::loader::{Loader, LoaderConfig, Position};
 use tch_suite::data::order::Shuffled;
 use tch_suite::recipe;
 
-use super::harness::{Options, Usual, Work, emit, peak_megabytes, significant, time};
+use super::harness::{Options, Timed, Usual, Work, time};
 
 const USUAL: Usual = Usual { steps: 20, warmup: 10, inner: 10 };
 
@@ -77,27 +77,12 @@ pub fn run(options: &Options) -> Result<()> {
             images: None,
         };
         let timed = time(options, &USUAL, size, &mut loading)?;
-        if fastest
-            .as_ref()
-            .is_none_or(|(_, known): &(usize, super::harness::Timed)| timed.median() > known.median())
-        {
+        if fastest.as_ref().is_none_or(|(_, known): &(usize, Timed)| timed.median() > known.median()) {
             fastest = Some((workers, timed));
         }
     }
     let kind = if options.photographs { "photographs-" } else { "" };
     let (workers, timed) = fastest.context("--workers names no number")?;
-    emit(
-        "dataloading",
-        &options.variant(&[&format!("{kind}workers{workers}"), &format!("b{size}")]),
-        "images/s",
-        &timed.rates,
-        &[
-            ("mean", json!(significant(timed.mean))),
-            ("best", json!(significant(timed.best()))),
-            ("step_ms", json!(significant(timed.step_milliseconds))),
-            ("inner", json!(timed.inner)),
-            ("files", json!(images.len())),
-            ("rss_mb", json!(significant(peak_megabytes()?))),
-        ],
-    )
+    let variant = options.variant(&[&format!("{kind}workers{workers}"), &format!("b{size}")]);
+    timed.emit("dataloading", &variant, "images/s", &[("files", json!(images.len()))])
 }

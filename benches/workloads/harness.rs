@@ -44,6 +44,9 @@ pub struct Options {
     /// Which network of mlp_small
     #[arg(long, value_enum, default_value_t = Net::Keras)]
     pub net: Net,
+    /// Inner width of mlp_small's network `mnist`
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub width: i64,
     /// Where mlp_small's batches come from
     #[arg(long = "loop", value_name = "KIND", value_enum, default_value_t = Loop::Resident)]
     pub source: Loop,
@@ -257,20 +260,14 @@ pub fn measure(
     work: &mut dyn Work,
 ) -> Result<()> {
     let timed = time(options, usual, items, work)?;
-    emit(
+    timed.emit(
         workload,
         variant,
         "samples/s",
-        &timed.rates,
         &[
-            ("mean", json!(significant(timed.mean))),
-            ("best", json!(significant(timed.best()))),
-            ("step_ms", json!(significant(timed.step_milliseconds))),
-            ("inner", json!(timed.inner)),
             ("startup_s", json!(timed.startup.map(significant))),
             ("loss_first", json!(timed.first.map(significant))),
             ("loss_last", json!(significant(timed.last))),
-            ("rss_mb", json!(significant(peak_megabytes()?))),
             ("rss_now_mb", json!(status_megabytes("VmRSS:").map(significant))),
         ],
     )
@@ -279,13 +276,13 @@ pub fn measure(
 /// What the clock said.
 pub struct Timed {
     /// Items per second of each timed sample.
-    pub rates: Vec<f64>,
+    rates: Vec<f64>,
     /// All items over all seconds.
-    pub mean: f64,
+    mean: f64,
     /// Median time of a step.
-    pub step_milliseconds: f64,
+    step_milliseconds: f64,
     /// Steps in a timed sample.
-    pub inner: usize,
+    inner: usize,
     /// Seconds from the start of the process to the end of the first step; none without a warm-up.
     startup: Option<f64>,
     /// The value of the first step, likewise.
@@ -295,9 +292,17 @@ pub struct Timed {
 }
 
 impl Timed {
-    /// The highest rate.
-    pub fn best(&self) -> f64 {
-        self.rates.iter().copied().fold(f64::MIN, f64::max)
+    /// Prints the JSON line of the rates, with further keys.
+    pub fn emit(&self, workload: &str, variant: &str, unit: &str, further: &[(&str, Value)]) -> Result<()> {
+        let best = self.rates.iter().copied().fold(f64::MIN, f64::max);
+        let all = [
+            ("mean", json!(significant(self.mean))),
+            ("best", json!(significant(best))),
+            ("step_ms", json!(significant(self.step_milliseconds))),
+            ("inner", json!(self.inner)),
+            ("rss_mb", json!(significant(peak_megabytes()?))),
+        ];
+        emit(workload, variant, unit, &self.rates, &[&all, further].concat())
     }
 
     /// The median rate.

@@ -82,11 +82,11 @@ impl Task for Dense {
     }
 }
 
-/// The network, and how many inputs it takes.
-pub fn network(net: Net, loss: Loss) -> Result<(Dense, i64)> {
-    let widths: &[i64] = match net {
-        Net::Keras => &[100, 2, 1],
-        Net::Mnist => &[784, 256, 10],
+/// The network, and how many inputs it takes; `width` is the inner one of `mnist`.
+pub fn network(net: Net, width: i64, loss: Loss) -> Result<(Dense, i64)> {
+    let widths = match net {
+        Net::Keras => [100, 2, 1],
+        Net::Mnist => [784, width, 10],
     };
     let criterion = match (net, loss) {
         (Net::Keras, Loss::Logits) => Criterion::BinaryLogits,
@@ -94,7 +94,7 @@ pub fn network(net: Net, loss: Loss) -> Result<(Dense, i64)> {
         (Net::Mnist, _) => Criterion::CrossEntropy,
     };
     let parameters = Parameters::new(Device::Cpu);
-    let network = Mlp::new(&parameters.root(), widths, 0.0)?;
+    let network = Mlp::new(&parameters.root(), &widths, 0.0)?;
     Ok((Dense { parameters, network, criterion }, widths[0]))
 }
 
@@ -154,7 +154,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let size = options.batch.unwrap_or(usual_batch);
     let usual = Usual { steps: 50, warmup: 100, inner };
-    let (task, inputs) = network(options.net, options.loss)?;
+    let (task, inputs) = network(options.net, options.width, options.loss)?;
     let mut batches = batches(options, size as i64, inputs)?;
     let variant = options.variant(&[
         &name_of(options.net),

@@ -21,7 +21,7 @@ pub fn child(options: &Options) -> Result<()> {
     say(LOADED)?;
     tch::set_num_threads(i32::try_from(options.threads).context("--threads")?);
     random::manual_seed(options.seed)?;
-    let (task, inputs) = network(Net::Keras, options.loss)?;
+    let (task, inputs) = network(Net::Keras, options.width, options.loss)?;
     let mut batch = Some(rows(Net::Keras, 10, inputs)?);
     let batches: Batches<Rows> = Box::new(move |_| batch.take().context("there is one batch"));
     Training::new(&training(options)?, task, batches)?.step(0)?;

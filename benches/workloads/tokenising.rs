@@ -5,7 +5,7 @@ use serde_json::json;
 use tch_suite::data::text::{EncodeOptions, TextInput, TextTokenizer};
 use tch_suite::files;
 
-use super::harness::{Options, Usual, Work, emit, peak_megabytes, significant, time};
+use super::harness::{Options, Usual, Work, time};
 
 const USUAL: Usual = Usual { steps: 8, warmup: 1, inner: 1 };
 
@@ -43,17 +43,6 @@ pub fn run(options: &Options) -> Result<()> {
     let count = texts.len();
     let mut work = Tokenising { texts, tokenizer, tokens: 0 };
     let timed = time(options, &USUAL, count, &mut work)?;
-    emit(
-        "tokenising",
-        &options.variant(&["sst2"]),
-        "texts/s",
-        &timed.rates,
-        &[
-            ("mean", json!(significant(timed.mean))),
-            ("best", json!(significant(timed.best()))),
-            ("step_ms", json!(significant(timed.step_milliseconds))),
-            ("loss_first", json!(timed.first)),
-            ("rss_mb", json!(significant(peak_megabytes()?))),
-        ],
-    )
+    let value = ("loss_first", json!(timed.first));
+    timed.emit("tokenising", &options.variant(&["sst2"]), "texts/s", &[value])
 }

@@ -185,7 +185,7 @@ pub struct DeviceArgs {
     /// Threads of libtorch's kernels [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// auto, fp32, bf16, fp16 or fp64
+    /// auto, fp32, bf16, fp16 or fp64; auto: bf16 where the device computes in it, and `train` tries both and takes the faster
     #[arg(long, value_name = "NAME")]
     pub precision: Option<Precision>,
 }

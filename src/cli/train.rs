@@ -25,9 +25,11 @@ use crate::tasks::{Evaluation, Task};
 use crate::training::checkpoint::{Environment, Scores, load_weights, read_progress};
 use crate::training::evaluate::{EvaluationSettings, evaluate};
 use crate::training::examples::write_examples;
+use crate::training::precision::Precision;
 use crate::training::run::{RunFolder, find_checkpoint};
 use crate::training::signals::Interrupt;
 use crate::training::trainer::{self, Finished, Training, train};
+use crate::training::trial::{self, Trial};
 
 /// Runs the verb, on several processes where flags or environment say so.
 pub fn run<F: Family>(arguments: &TrainArgs) -> Result<()> {
@@ -54,9 +56,15 @@ fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Rc<Meeting>>) 
         None => session::new_recipe::<F>(arguments)?,
     };
     let place = meeting.map(|meeting| meeting.rendezvous());
+    let wanted = recipe.training.precision;
     let device = session::prepare_among(&mut recipe.training, place)?;
+    // A device that computes in float32 only leaves nothing to try.
+    let on_trial = wanted == Precision::Auto && recipe.training.precision != Precision::Fp32;
     let data = F::open(&mut recipe, &log)?;
     if arguments.dry_run {
+        if on_trial {
+            recipe.training.precision = wanted;
+        }
         return print(&serde_json::to_string_pretty(&recipe)?);
     }
     // A run that goes on takes its weights from its checkpoint: what it began with may be gone.
@@ -71,6 +79,13 @@ fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Rc<Meeting>>) 
     if let Some(meeting) = meeting {
         agree::<F>(meeting, &recipe, &data, &fingerprint, &task, resume.as_deref())?;
         reducer = Box::new(meeting.connect(device, &recipe.training.distributed)?);
+    }
+    let mut trial = None;
+    if on_trial {
+        let tried =
+            trial::fastest_precision(&mut task, data.train.as_ref(), &recipe.training, reducer.as_mut())?;
+        recipe.training.precision = tried.precision;
+        trial = Some(tried);
     }
 
     // The first process makes or opens the folder and tells the others where it is.
@@ -100,6 +115,13 @@ fn train_among<F: Family>(arguments: &TrainArgs, meeting: Option<&Rc<Meeting>>) 
         log.attach(&folder.file(&format!("log-rank-{}.txt", reducer.rank())))?;
     }
     log.info(introduction::<F>(&recipe, &data, &task, reducer.world_size()));
+    if let Some(Trial { precision, seconds: [single, brain] }) = trial {
+        log.info(format!(
+            "precision auto: {precision}, as forward and backward pass of the first batch took {:.3} ms in fp32 and {:.3} ms in bf16",
+            1e3 * single,
+            1e3 * brain,
+        ));
+    }
     let Some(data) = F::prepare_data(&recipe, &mut task, data, &log, &interrupt)? else {
         return Err(anyhow!(Interrupted(format!(
             "interrupted before the first step: begin with --resume {}",
@@ -192,10 +214,7 @@ fn introduction<F: Family>(
         reporting::format::count(count(&data.validation)),
         reporting::format::count(count(&data.test)),
         recipe.training.device,
-        serde_json::to_value(recipe.training.precision)
-            .ok()
-            .and_then(|name| name.as_str().map(str::to_owned))
-            .unwrap_or_default(),
+        recipe.training.precision,
         recipe.training.threads.unwrap_or(1),
     )
 }

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Scope;
 use super::init::Init;
-use super::layers::Linear;
+use super::layers::{Linear, forward_linear};
 use super::summary::record;
 use crate::native::dropout;
 
@@ -187,7 +187,7 @@ impl MultiheadAttention {
             _ => whole.narrow(0, first * width, parts * width),
         };
         let (weight, bias) = (part(&self.in_proj_weight), part(&self.in_proj_bias));
-        let projected = input.linear(&weight, Some(&bias)); // [batch, length, parts · width]
+        let projected = forward_linear(input, &weight, Some(&bias)); // [batch, length, parts · width]
         record(&self.name, "MultiheadAttention", &projected, &[Some(&weight), Some(&bias)], || {
             projected.numel() * width as usize
         });

@@ -12,7 +12,7 @@ use super::init::Init;
 use super::lora::Adapter;
 use super::summary::record;
 use crate::native::distributed;
-use crate::native::inference::{Convolution, Norm, packed_convolution};
+use crate::native::inference::{Convolution, Norm, packed_convolution, packed_linear};
 
 /// An input in double precision for a layer that is: what comes from the data is float32.
 fn as_wide_as(weight: &Tensor, input: &Tensor) -> Tensor {
@@ -20,6 +20,12 @@ fn as_wide_as(weight: &Tensor, input: &Tensor) -> Tensor {
         (Kind::Double, Kind::Float) => input.to_kind(Kind::Double),
         _ => input.shallow_clone(),
     }
+}
+
+/// `F.linear`: y = x Wᵀ + b on the last dimension. In inference the weight may be packed and kept so: it is one of the model's own, or a part of one.
+pub fn forward_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let packed = packed_linear(input, weight, bias).expect("a linear layer");
+    packed.unwrap_or_else(|| input.linear(weight, bias))
 }
 
 /// `nn.Linear`: y = x Wᵀ + b on the last dimension.
@@ -81,7 +87,7 @@ impl Linear {
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let input = as_wide_as(&self.weight, input);
-        let output = input.linear(&self.weight, self.bias.as_ref());
+        let output = forward_linear(&input, &self.weight, self.bias.as_ref());
         let output = match &self.adapter {
             Some(adapter) => output + adapter.forward(&input),
             None => output,

@@ -265,6 +265,12 @@ unsafe extern "C" {
         relu: bool,
         result: *mut *mut C_tensor,
     ) -> Outcome;
+    pub fn suite_packed_linear(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
 
     // kernels.cpp
     pub fn suite_mkl_kernels(was_asked: *mut bool, chosen_by_maker: *mut bool);

@@ -1,5 +1,5 @@
-//! Convolutions of which the weights stay as they are: packed once, with the batch normalisation behind them, for as long as an
-//! [`InferenceMode`](super::modes::InferenceMode) of the thread lasts.
+//! Convolutions and linear layers of which the weights stay as they are: packed once, with the batch normalisation behind them, for as long as an
+//! [`InferenceMode`](super::modes::InferenceMode) of the thread lasts; the first gigabyte of a model.
 
 use std::ptr;
 
@@ -72,6 +72,17 @@ pub fn packed_convolution(
     Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
 }
 
+/// y = x Wᵀ + b: `[…, inputs]` by a weight `[outputs, inputs]` that lives on, with packed weights; under autocast in bfloat16. None outside of inference mode, on other
+/// devices than the CPU, in other types and while a module is traced.
+pub fn packed_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let bias = bias.map_or(ptr::null(), Tensor::as_ptr);
+    let mut result = ptr::null_mut();
+    // SAFETY: the tensors are alive during the call; the bias may be null.
+    check(unsafe { ffi::suite_packed_linear(input.as_ptr(), weight.as_ptr(), bias, &mut result) })?;
+    // SAFETY: a tensor that is there belongs to us alone.
+    Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::modes::{Autocast, InferenceMode};
@@ -131,6 +142,44 @@ mod tests {
                 assert!(largest_difference(&packed, &normed) < 0.03 * scale);
             }
         }
+    }
+
+    #[test]
+    fn a_packed_linear_layer_is_a_plain_one() {
+        let weight = Tensor::randn([600, 128], FLOAT);
+        let bias = Tensor::randn([300], FLOAT);
+        // A whole weight, a part of it and one that lies the other way around, with and without what is added.
+        let square = weight.narrow(0, 0, 300);
+        let layers = [
+            (weight.shallow_clone(), None),
+            (weight.narrow(0, 300, 300), Some(&bias)),
+            (square.shallow_clone(), Some(&bias)),
+            (square.shallow_clone(), None),
+            (Tensor::randn([128, 300], FLOAT).tr(), Some(&bias)),
+        ];
+        let inputs =
+            [vec![1, 128], vec![7, 128], vec![2, 5, 128]].map(|shape| Tensor::randn(&shape[..], FLOAT));
+        assert!(packed_linear(&inputs[1], &weight, None).unwrap().is_none());
+        let _inference = InferenceMode::enter().unwrap();
+        for _ in 0..2 {
+            for (weight, bias) in &layers {
+                for input in &inputs {
+                    let plain = input.linear(weight, *bias);
+                    // A row alone is for the plain operation.
+                    let packed = packed_linear(input, weight, *bias).unwrap().unwrap();
+                    assert_eq!(packed.size(), plain.size());
+                    assert!(largest_difference(&packed, &plain) < 1e-4);
+                    let _autocast = Autocast::enter(Device::Cpu, Some(Kind::BFloat16)).unwrap();
+                    if let Some(packed) = packed_linear(input, weight, *bias).unwrap() {
+                        assert_eq!(packed.kind(), Kind::BFloat16);
+                        let scale = f64::try_from(plain.abs().max()).unwrap();
+                        assert!(largest_difference(&packed, &plain) < 0.02 * scale);
+                    }
+                }
+            }
+        }
+        let double = inputs[1].to_kind(Kind::Double);
+        assert!(packed_linear(&double, &weight.to_kind(Kind::Double), None).unwrap().is_none());
     }
 
     #[test]

@@ -15,3 +15,4 @@ pub mod schedule;
 pub mod signals;
 pub mod step;
 pub mod trainer;
+pub mod trial;

@@ -12,7 +12,8 @@ use crate::native::{TensorList, loss_scaling, system};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// `bf16` where the device computes in it, else `fp32`.
+    /// `bf16` where the device computes in it, else `fp32`; for a training, the faster of the two on its own first batch
+    /// ([`trial`](super::trial)).
     Auto,
     /// float32.
     #[default]
@@ -34,8 +35,20 @@ impl std::str::FromStr for Precision {
     }
 }
 
+impl std::fmt::Display for Precision {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+            Self::Fp64 => "fp64",
+        })
+    }
+}
+
 impl Precision {
-    /// Decides `auto` for a device.
+    /// Decides `auto` for a device, without a trial.
     pub fn resolve(self, device: Device) -> Result<Self> {
         Ok(match self {
             Self::Auto if system::supports_bf16(device)? => Self::Bf16,

@@ -603,7 +603,7 @@ fn seed_of(seed: u64, step: u64, rank: usize) -> u64 {
 }
 
 /// The devices whose random numbers a run draws.
-fn generators(device: Device) -> Vec<Device> {
+pub fn generators(device: Device) -> Vec<Device> {
     // The CPU's is there on every device: initial values come from it.
     let mut all = vec![Device::Cpu];
     if !all.contains(&device) {

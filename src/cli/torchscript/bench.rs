@@ -155,11 +155,10 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
             .map(str::to_owned),
     ];
     for timing in &timings {
-        let precision = serde_json::to_value(timing.precision)?;
         rows.push([
             timing.batch.to_string(),
             timing.threads.to_string(),
-            precision.as_str().unwrap_or_default().to_owned(),
+            timing.precision.to_string(),
             if timing.frozen { "yes" } else { "no" }.to_owned(),
             format!("{:.3}", timing.p50_ms),
             format!("{:.3}", timing.p90_ms),

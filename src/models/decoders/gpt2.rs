@@ -13,10 +13,11 @@ use crate::models::attention::{AttentionOptions, attention, join_heads};
 use crate::models::blocks::{Activation, dropout};
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, LayerNorm, Linear};
+use crate::models::layers::{Embedding, LayerNorm, Linear, forward_linear};
 use crate::models::lora::Adapter;
 use crate::models::summary::record;
 use crate::native::checkpoint::checkpoint;
+use crate::native::inference::packed_linear;
 
 /// `config.json` of a GPT-2 folder; the defaults are transformers'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,10 +78,13 @@ impl Conv1D {
     }
 
     fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        let output = match train {
-            true => input.linear(&self.weight.tr(), Some(&self.bias)),
+        let weight = self.weight.tr();
+        let packed = packed_linear(input, &weight, Some(&self.bias)).expect("a linear layer");
+        let output = match packed {
+            Some(output) => output,
+            None if train => input.linear(&weight, Some(&self.bias)),
             // Under autocast a weight is cast once for all steps, a view of it in each.
-            false => {
+            None => {
                 let product = input.matmul(&self.weight);
                 &product + self.bias.to_kind(product.kind())
             }
@@ -231,7 +235,7 @@ impl Decoder for Gpt2 {
     fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
             Some(head) => head.forward(read),
-            None => read.linear(self.wte.weight(), None::<&Tensor>),
+            None => forward_linear(read, self.wte.weight(), None),
         }
     }
 

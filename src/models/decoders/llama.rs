@@ -17,7 +17,7 @@ use crate::models::attention::{AttentionOptions, attention, join_heads, split_he
 use crate::models::blocks::Activation;
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, Linear, RmsNorm};
+use crate::models::layers::{Embedding, Linear, RmsNorm, forward_linear};
 use crate::native::checkpoint::checkpoint;
 
 /// `config.json` of a LLaMA folder; the defaults are transformers'.
@@ -319,7 +319,7 @@ impl Decoder for Llama {
     fn scores(&self, read: &Tensor) -> Tensor {
         match &self.lm_head {
             Some(head) => head.forward(read),
-            None => read.linear(self.embed_tokens.weight(), None::<&Tensor>),
+            None => forward_linear(read, self.embed_tokens.weight(), None),
         }
     }
 

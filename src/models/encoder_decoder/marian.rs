@@ -10,7 +10,7 @@ use crate::models::attention::{AttentionOptions, SeparateAttention};
 use crate::models::blocks::{Activation, dropout};
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, LayerNorm, Linear};
+use crate::models::layers::{Embedding, LayerNorm, Linear, forward_linear};
 use crate::models::{Role, Scope};
 
 /// `config.json` of a Marian folder; the defaults are transformers'.
@@ -240,6 +240,6 @@ impl EncoderDecoder for Marian {
         let x = self.decoder.iter().zip(layers).fold(x, |x, (layer, state)| {
             layer.decode(&x, state, memory_mask, rule.as_ref(), &self.config, train)
         });
-        x.linear(self.target_embedding().weight(), None::<&Tensor>) + &self.final_logits_bias
+        forward_linear(&x, self.target_embedding().weight(), None) + &self.final_logits_bias
     }
 }

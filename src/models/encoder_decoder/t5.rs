@@ -12,7 +12,7 @@ use crate::models::attention::{AttentionOptions, SeparateAttention};
 use crate::models::blocks::{Activation, dropout};
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, Linear, RmsNorm};
+use crate::models::layers::{Embedding, Linear, RmsNorm, forward_linear};
 
 /// `config.json` of a T5 folder; the defaults are transformers'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -333,7 +333,7 @@ impl EncoderDecoder for T5 {
             Some(linear) => linear.forward(&x),
             None => {
                 let scaled = x * (self.config.d_model as f64).powf(-0.5);
-                scaled.linear(self.shared.weight(), None::<&Tensor>)
+                forward_linear(&scaled, self.shared.weight(), None)
             }
         }
     }

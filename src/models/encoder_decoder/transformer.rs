@@ -12,7 +12,7 @@ use crate::models::attention::{AttentionOptions, MultiheadAttention};
 use crate::models::blocks::{Activation, dropout};
 use crate::models::cache::LayerCache;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, LayerNorm, Linear};
+use crate::models::layers::{Embedding, LayerNorm, Linear, forward_linear};
 use crate::models::{Role, Scope};
 
 /// Which tables are one and the same. Press and Wolf, "Using the output embedding to improve language models", 2016.
@@ -449,7 +449,7 @@ impl EncoderDecoder for Transformer {
         let x = self.decoder_norm.forward(&x); // [batch, target, d_model]
         match &self.generator {
             Generator::Own(linear) => linear.forward(&x),
-            Generator::Tied { bias } => x.linear(self.target_embedding().weight(), Some(bias)),
+            Generator::Tied { bias } => forward_linear(&x, self.target_embedding().weight(), Some(bias)),
         }
     }
 }

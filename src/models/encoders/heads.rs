@@ -12,7 +12,7 @@ use crate::bail_input;
 use crate::models::Scope;
 use crate::models::blocks::{Activation, dropout};
 use crate::models::init::Init;
-use crate::models::layers::{LayerNorm, Linear};
+use crate::models::layers::{LayerNorm, Linear, forward_linear};
 use crate::models::lora::is_adapter;
 use crate::models::scripted::{ScriptedLayer, ScriptedNetwork};
 
@@ -350,7 +350,7 @@ impl MaskedLmHead {
     /// `[…, width]` to `[…, vocabulary]`.
     fn forward(&self, hidden: &Tensor, words: &Tensor) -> Tensor {
         let transformed = self.norm.forward(&self.activation.apply(self.dense.forward(hidden)));
-        transformed.linear(words, Some(&self.bias))
+        forward_linear(&transformed, words, Some(&self.bias))
     }
 }
 

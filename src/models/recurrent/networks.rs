@@ -11,7 +11,7 @@ use crate::bail_input;
 use crate::models::Scope;
 use crate::models::blocks::dropout;
 use crate::models::init::Init;
-use crate::models::layers::{Embedding, Linear};
+use crate::models::layers::{Embedding, Linear, forward_linear};
 use crate::models::scripted::{ScriptConfig, ScriptHead, ScriptedLayer, ScriptedNetwork, require_scores};
 
 /// What a network is for.
@@ -295,7 +295,7 @@ impl LanguageModel {
         let outputs = self.config.dropped(&outputs, self.config.output_dropout, train);
         let logits = match &self.output {
             Some(output) => output.forward(&outputs),
-            None => outputs.linear(self.embedding.weight(), self.tied_bias.as_ref()),
+            None => forward_linear(&outputs, self.embedding.weight(), self.tied_bias.as_ref()),
         };
         (logits, state)
     }
