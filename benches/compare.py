@@ -280,7 +280,7 @@ def fastest(command, side, workload, preloaded, options):
     """The settings with which one run of a side is fastest."""
     tried = [[("--dtype", dtype)] for dtype in DTYPES]
     if workload in IMAGE_WORKLOADS:
-        tried += [[*setting, ("--channels-last", "1")] for setting in tried]
+        tried = [[*setting, ("--channels-last", last)] for last in "01" for setting in tried]
     if side == "pytorch":
         tried += [[*setting, ("--compile", "1")] for setting in tried]
     rates = []
@@ -293,8 +293,8 @@ def fastest(command, side, workload, preloaded, options):
 
 def in_words(setting):
     """As the table tells it."""
-    words = {"--channels-last": "channels last", "--compile": "compiled"}
-    return ", ".join(value if flag == "--dtype" else words[flag] for flag, value in setting)
+    words = {"--channels-last": {"0": "channels first", "1": "channels last"}, "--compile": {"1": "compiled"}}
+    return ", ".join(words[flag][value] if flag in words else value for flag, value in setting)
 
 
 def jemalloc():

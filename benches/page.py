@@ -41,6 +41,8 @@ def page(results, growth, parts):
         "",
         *table(results, with_workload=True),
         "",
+        *means(results),
+        "",
         "## Method",
         "",
         f"- Versions: {' and '.join(versions)}, the wheel that pip installs.",
@@ -53,8 +55,8 @@ def page(results, growth, parts):
         "- Both have the same number of threads and the same `OMP_WAIT_POLICY`. tch-suite's programs tell the C library to keep large "
         "blocks of memory for reuse and MKL to choose its kernels by the processor's instructions instead of its maker; PyTorch runs as it "
         "comes.",
-        "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does; PyTorch has "
-        "weights of that type.",
+        "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does, with weights that are cast and "
+        "packed once; PyTorch has weights of that type.",
         "- `best` is each side's fastest of float32 and bf16, of both memory layouts for images, for PyTorch also of eager mode and `torch.compile`, "
         "with jemalloc preloaded where it is installed: one run of each decides, then the two are run alternately.",
         "- Memory is the peak of the resident set of the whole process.",
@@ -71,6 +73,17 @@ def page(results, growth, parts):
         lines += ["", f"## {workload}", "", "```text", *specification(workload), "```", "", *table(own), ""]
         lines += notes(own, machines)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def means(results):
+    """Geometric means of the ratios of networks, by arithmetic, training apart from what uses a model."""
+    groups = {}
+    for result in results:
+        if result["unit"] == "samples/s":
+            use = "training" if "train" in result["case"] else "inference"
+            groups.setdefault((use, result["dtype"]), []).append(math.log(result["ratio"]))
+    told = [f"{use} {dtype} {math.exp(sum(ratios) / len(ratios)):.2f} ({len(ratios)} cases)" for (use, dtype), ratios in sorted(groups.items(), reverse=True)]
+    return [f"Geometric means of the ratios: {', '.join(told)}."] if told else []
 
 
 def table(results, with_workload=False):

@@ -62,9 +62,9 @@ pub struct Options {
     /// Form of the loss of mlp_small's network `keras`
     #[arg(long, value_enum, default_value_t = Loss::Logits)]
     pub loss: Loss,
-    /// Store convolution weights with the channels innermost: 0 or 1
-    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
-    pub channels_last: u8,
+    /// Store convolution weights with the channels innermost: 0 or 1 [default: as recipes have it]
+    #[arg(long, value_name = "0|1", value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub channels_last: Option<u8>,
     /// Where dataloading's images are, FOLDER/CLASS/FILE, or the data of tokenising
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
@@ -167,8 +167,8 @@ impl Options {
     pub fn variant(&self, parts: &[&str]) -> String {
         let mut parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
         parts.extend([name_of(self.dtype), format!("t{}", self.threads)]);
-        if self.channels_last == 1 {
-            parts.push("nhwc".to_owned());
+        if let Some(last) = self.channels_last {
+            parts.push(["nchw", "nhwc"][usize::from(last)].to_owned());
         }
         if self.omp_wait != WaitPolicy::Default {
             parts.push(format!("omp{}", name_of(self.omp_wait)));

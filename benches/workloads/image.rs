@@ -93,7 +93,7 @@ pub fn run(workload: &ImageWorkload, options: &Options) -> Result<()> {
             "batch_size": size,
             "optimizer": (workload.optimizer)(),
             "precision": options.precision(),
-            "channels_last": options.channels_last == 1,
+            "channels_last": options.channels_last.map(|last| last == 1),
         },
     });
     let recipe: FamilyRecipe<Cnn> = recipe::typed(recipe, workload.name)?;

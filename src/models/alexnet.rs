@@ -54,7 +54,7 @@ impl ImageModel for AlexNet {
         // [batch, 3, 224, 224]
         let mut x = images.shallow_clone();
         for (position, conv) in self.convolutions.iter().enumerate() {
-            x = conv.forward(&x).relu_();
+            x = conv.forward_relu(&x);
             if [0, 1, 4].contains(&position) {
                 x = max_pool_with(&x, 3, 2, 0);
             }

@@ -12,7 +12,7 @@ use super::init::Init;
 use super::lora::Adapter;
 use super::summary::record;
 use crate::native::distributed;
-use crate::native::inference::{Convolution, Norm, packed_convolution, packed_linear};
+use crate::native::inference::{self, Convolution, Norm, packed_convolution, packed_linear};
 
 /// An input in double precision for a layer that is: what comes from the data is float32.
 fn as_wide_as(weight: &Tensor, input: &Tensor) -> Tensor {
@@ -237,6 +237,17 @@ impl Conv2d {
         output
     }
 
+    /// The same and max(x, 0), as one operation in inference, where weights can be packed for it.
+    pub fn forward_relu(&self, input: &Tensor) -> Tensor {
+        match self.packed(input, None, true).expect("a convolution") {
+            Some(output) => {
+                self.tell(&output);
+                output
+            }
+            None => self.forward(input).relu_(),
+        }
+    }
+
     /// The same, and a normalisation in evaluation, and with `relu` max(x, 0), as one operation; none where weights cannot be packed.
     pub fn forward_normed(&self, input: &Tensor, norm: &BatchNorm2d, relu: bool) -> Option<Tensor> {
         let output = self.packed(input, Some(norm), relu).expect("a convolution")?;
@@ -420,17 +431,23 @@ impl RmsNorm {
 
 /// 2 × 2 (or `size` × `size`) maximum pooling with the stride of its size, `nn.MaxPool2d(size)`.
 pub fn max_pool(input: &Tensor, size: i64) -> Tensor {
-    input.max_pool2d([size, size], [size, size], [0, 0], [1, 1], false)
+    forward_max_pool(input, size, size, 0, false)
 }
 
 /// Largest value of each `size` × `size` window, `nn.MaxPool2d(size, stride, padding)`.
 pub fn max_pool_with(input: &Tensor, size: i64, stride: i64, padding: i64) -> Tensor {
-    input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], false)
+    forward_max_pool(input, size, stride, padding, false)
 }
 
 /// Likewise with `ceil_mode=True`: a window that reaches over the edge counts too.
 pub fn max_pool_ceil(input: &Tensor, size: i64, stride: i64, padding: i64) -> Tensor {
-    input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], true)
+    forward_max_pool(input, size, stride, padding, true)
+}
+
+fn forward_max_pool(input: &Tensor, size: i64, stride: i64, padding: i64, ceil: bool) -> Tensor {
+    let pooled = inference::max_pool(input, size, stride, padding, ceil).expect("a pooling");
+    pooled
+        .unwrap_or_else(|| input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], ceil))
 }
 
 /// The mean over each image: `[batch, channels, height, width]` to `[batch, channels]`.

@@ -50,8 +50,8 @@ impl LeNet5 {
 impl ImageModel for LeNet5 {
     fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, channels, 28, 28]
-        let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 6, 14, 14]
-        max_pool(&self.conv2.forward(&x).relu(), 2) // [batch, 16, 5, 5]
+        let x = max_pool(&self.conv1.forward_relu(images), 2); // [batch, 6, 14, 14]
+        max_pool(&self.conv2.forward_relu(&x), 2) // [batch, 16, 5, 5]
     }
 
     fn pool(&self, maps: &Tensor, train: bool) -> Tensor {

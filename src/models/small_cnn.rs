@@ -43,9 +43,9 @@ impl KerasCnn {
 impl ImageModel for KerasCnn {
     fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, 3, 32, 32]
-        let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 15, 15]
-        let x = max_pool(&self.conv2.forward(&x).relu(), 2); // [batch, 64, 6, 6]
-        self.conv3.forward(&x).relu() // [batch, 64, 4, 4]
+        let x = max_pool(&self.conv1.forward_relu(images), 2); // [batch, 32, 15, 15]
+        let x = max_pool(&self.conv2.forward_relu(&x), 2); // [batch, 64, 6, 6]
+        self.conv3.forward_relu(&x) // [batch, 64, 4, 4]
     }
 
     fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
@@ -93,8 +93,8 @@ impl TorchCnn {
 impl ImageModel for TorchCnn {
     fn maps(&self, images: &Tensor, _train: bool) -> Tensor {
         // [batch, 3, 32, 32]
-        let x = max_pool(&self.conv1.forward(images).relu(), 2); // [batch, 32, 16, 16]
-        max_pool(&self.conv2.forward(&x).relu(), 2) // [batch, 64, 8, 8]
+        let x = max_pool(&self.conv1.forward_relu(images), 2); // [batch, 32, 16, 16]
+        max_pool(&self.conv2.forward_relu(&x), 2) // [batch, 64, 8, 8]
     }
 
     fn pool(&self, maps: &Tensor, train: bool) -> Tensor {

@@ -74,7 +74,7 @@ impl ImageModel for Vgg {
         let mut x = images.shallow_clone();
         for step in &self.features {
             x = match step {
-                Step::Convolution(conv, None) => conv.forward(&x).relu_(),
+                Step::Convolution(conv, None) => conv.forward_relu(&x),
                 Step::Convolution(conv, Some(norm)) => conv_norm(conv, norm, Activation::Relu, &x, train),
                 Step::Pooling => max_pool(&x, 2),
             };

@@ -265,6 +265,14 @@ unsafe extern "C" {
         relu: bool,
         result: *mut *mut C_tensor,
     ) -> Outcome;
+    pub fn suite_largest_of_windows(
+        input: Tensor,
+        size: i64,
+        stride: i64,
+        padding: i64,
+        ceil: bool,
+        result: *mut *mut C_tensor,
+    ) -> Outcome;
     pub fn suite_packed_linear(
         input: Tensor,
         weight: Tensor,

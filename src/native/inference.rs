@@ -72,6 +72,18 @@ pub fn packed_convolution(
     Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
 }
 
+/// `nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)` of `[batch, channels, height, width]` with the channels innermost. None outside of inference mode, on other
+/// devices than the CPU, in other types than float32 and bfloat16, in another layout, and while a module is traced.
+pub fn max_pool(input: &Tensor, size: i64, stride: i64, padding: i64, ceil: bool) -> Result<Option<Tensor>> {
+    let mut result = ptr::null_mut();
+    // SAFETY: the tensor is alive during the call, the rest are plain values.
+    check(unsafe {
+        ffi::suite_largest_of_windows(input.as_ptr(), size, stride, padding, ceil, &mut result)
+    })?;
+    // SAFETY: a tensor that is there belongs to us alone.
+    Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
+}
+
 /// y = x Wᵀ + b: `[…, inputs]` by a weight `[outputs, inputs]` that lives on, with packed weights; under autocast in bfloat16. None outside of inference mode, on other
 /// devices than the CPU, in other types and while a module is traced.
 pub fn packed_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
@@ -180,6 +192,36 @@ mod tests {
         }
         let double = inputs[1].to_kind(Kind::Double);
         assert!(packed_linear(&double, &weight.to_kind(Kind::Double), None).unwrap().is_none());
+    }
+
+    #[test]
+    fn pooling_is_libtorchs_to_the_bit() {
+        let images = Tensor::randn([3, 20, 13, 10], FLOAT);
+        // What is no number wins, wherever it comes in its window.
+        for place in [0, 7, 41, 129] {
+            let _ = images.view([-1]).get(place).fill_(f64::NAN);
+        }
+        let nhwc = super::super::layout::channels_last(&images).unwrap();
+        assert!(max_pool(&nhwc, 2, 2, 0, false).unwrap().is_none());
+        let _inference = InferenceMode::enter().unwrap();
+        assert!(max_pool(&images, 2, 2, 0, false).unwrap().is_none(), "another layout");
+        for (size, stride, padding, ceil) in
+            [(2, 2, 0, false), (3, 2, 1, false), (3, 2, 0, true), (3, 1, 1, false), (2, 2, 1, true)]
+        {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let input = nhwc.to_kind(kind);
+                let plain =
+                    input.max_pool2d([size, size], [stride, stride], [padding, padding], [1, 1], ceil);
+                let own = max_pool(&input, size, stride, padding, ceil).unwrap().unwrap();
+                assert_eq!((own.kind(), own.size()), (kind, plain.size()));
+                assert_eq!(
+                    f64::try_from(own.isnan().not_equal(0).ne_tensor(&plain.isnan()).sum(Kind::Int64))
+                        .unwrap(),
+                    0.0
+                );
+                assert!(own.nan_to_num(0.0, None, None).equal(&plain.nan_to_num(0.0, None, None)));
+            }
+        }
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub struct TrainingConfig {
     pub workers: Option<usize>,
     /// Use only deterministic kernels on CUDA, at a cost in speed.
     pub deterministic: bool,
-    /// Store convolution weights with channels innermost; chosen by device if left out.
+    /// Store convolution weights with channels innermost; chosen by device and kind of image if left out.
     pub channels_last: Option<bool>,
     /// How several processes train together.
     pub distributed: DistributedConfig,

@@ -30,13 +30,6 @@
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// One compilation for each generation of vectors, chosen when the program starts. Integers and single products only: all give the same bits.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_WIDE_VECTORS
-#endif
-
 namespace {
 
 // Philox 4x32 with 7 rounds: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, who find no fault with 7. Each counter gives four

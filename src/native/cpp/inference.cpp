@@ -1,24 +1,28 @@
-// Inference mode, and what it allows: while it lasts no weight changes, so that convolutions and linear layers keep theirs in the layout that oneDNN computes
+// Inference mode, and what it allows. No gradient is needed, so that a pooling need not know where its values come from. While it lasts no weight changes, so that convolutions and linear layers keep theirs in the layout that oneDNN computes
 // with, convolutions with the batch normalisation behind them multiplied in. libtorch's own operations put the weights into such a layout in every call, which for
 // few rows takes longer than the rest.
 
 #include "shim.h"
 
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mkldnn_reorder_conv2d_weight.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/rsqrt.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 extern "C" {
@@ -174,6 +178,71 @@ at::Tensor run(const Packed& packed, const at::Tensor& input, at::ScalarType typ
   return product.view(shape);
 }
 
+// The windows of a pooling: of one that reaches over the edge, what lies inside.
+struct Windows {
+  int64_t height, width, channels, rows, columns, size, stride, padding;
+
+  std::pair<int64_t, int64_t> range(int64_t position, int64_t limit) const {
+    const int64_t begin = position * stride - padding;
+    return {std::max<int64_t>(begin, 0), std::min(begin + size, limit)};
+  }
+};
+
+// One row of results, `[columns, channels]`, of an image `[height, width, channels]`. A value that is no number wins, as in libtorch.
+FOR_WIDE_VECTORS void pool_row(const float* image, float* results, int64_t row, const Windows& windows) {
+  const auto [top, bottom] = windows.range(row, windows.height);
+  for (int64_t column = 0; column < windows.columns; column++) {
+    const auto [left, right] = windows.range(column, windows.width);
+    float* result = results + column * windows.channels;
+    for (int64_t y = top; y < bottom; y++) {
+      for (int64_t x = left; x < right; x++) {
+        const float* pixel = image + (y * windows.width + x) * windows.channels;
+        const bool is_first = y == top && x == left;
+        for (int64_t channel = 0; channel < windows.channels; channel++) {
+          const float value = pixel[channel], best = result[channel];
+          result[channel] = is_first || value > best || value != value ? value : best;
+        }
+      }
+    }
+  }
+}
+
+// The same of bfloat16: the upper halves of float32 numbers.
+FOR_WIDE_VECTORS void pool_row(const uint16_t* image, uint16_t* results, int64_t row, const Windows& windows) {
+  const auto [top, bottom] = windows.range(row, windows.height);
+  const auto widened = [](uint16_t half) {
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  };
+  for (int64_t column = 0; column < windows.columns; column++) {
+    const auto [left, right] = windows.range(column, windows.width);
+    uint16_t* result = results + column * windows.channels;
+    for (int64_t y = top; y < bottom; y++) {
+      for (int64_t x = left; x < right; x++) {
+        const uint16_t* pixel = image + (y * windows.width + x) * windows.channels;
+        const bool is_first = y == top && x == left;
+        for (int64_t channel = 0; channel < windows.channels; channel++) {
+          const float value = widened(pixel[channel]), best = widened(result[channel]);
+          result[channel] = is_first || value > best || value != value ? pixel[channel] : result[channel];
+        }
+      }
+    }
+  }
+}
+
+template <typename Number>
+void pool(const Number* images, Number* results, int64_t count, const Windows& windows) {
+  const int64_t image = windows.height * windows.width * windows.channels, row = windows.columns * windows.channels;
+  // Some tens of microseconds of work for each thread.
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / (row * windows.size * windows.size));
+  at::parallel_for(0, count * windows.rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t number = first; number < last; number++)
+      pool_row(images + number / windows.rows * image, results + number * row, number % windows.rows, windows);
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -207,6 +276,35 @@ char* suite_packed_convolution(const at::Tensor* input, const SuiteConvolution* 
     const Key key(*convolution->weight, norm == nullptr ? convolution->bias : norm->running_mean, *type);
     const Packed* packed = find_or_pack(key, convolution->weight->numel(), [&] { return pack(*convolution, norm, *type, source); });
     if (packed != nullptr) suite::give(result, run(*packed, *convolution, relu, source));
+  });
+}
+
+// The largest value of each window of images that lie with their channels innermost. libtorch's operation also finds where it was, which only gradients need. Stores
+// null outside of inference mode, on other devices, in other types and layouts.
+char* suite_largest_of_windows(const at::Tensor* input, int64_t size, int64_t stride, int64_t padding, bool ceil, at::Tensor** result) {
+  return suite::guarded([&] {
+    *result = nullptr;
+    const at::ScalarType type = input->scalar_type();
+    if (packs.modes == 0 || input->dim() != 4 || input->numel() == 0 || !suite::on_host(*input) || torch::jit::tracer::isTracing() ||
+        !(type == at::kFloat || type == at::kBFloat16) || !input->is_contiguous(at::MemoryFormat::ChannelsLast))
+      return;
+    const int64_t height = input->size(2), width = input->size(3);
+    const auto positions = [&](int64_t side) {
+      const int64_t reach = side + 2 * padding - size;
+      if (reach < 0) return int64_t{0};
+      const int64_t count = (reach + (ceil ? stride - 1 : 0)) / stride + 1;
+      // The last window begins inside the image.
+      return (count - 1) * stride >= side + padding ? count - 1 : count;
+    };
+    const Windows windows{height, width, input->size(1), positions(height), positions(width), size, stride, padding};
+    // libtorch has the words for what cannot be.
+    if (windows.rows < 1 || windows.columns < 1 || padding > size / 2 || stride < 1) return;
+    at::Tensor pooled = at::empty({input->size(0), windows.channels, windows.rows, windows.columns}, input->options().memory_format(at::MemoryFormat::ChannelsLast));
+    if (type == at::kFloat)
+      pool(input->const_data_ptr<float>(), pooled.mutable_data_ptr<float>(), input->size(0), windows);
+    else
+      pool(static_cast<const uint16_t*>(input->const_data_ptr()), static_cast<uint16_t*>(pooled.mutable_data_ptr()), input->size(0), windows);
+    suite::give(result, pooled);
   });
 }
 

@@ -13,6 +13,13 @@
 #include <exception>
 #include <vector>
 
+// One compilation of a function for each generation of vectors, chosen when the program starts. Integers, comparisons and single products only: all give the same bits.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FOR_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_WIDE_VECTORS
+#endif
+
 namespace suite {
 
 using Tensors = std::vector<at::Tensor>;
