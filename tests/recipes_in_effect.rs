@@ -284,6 +284,27 @@ fn bfloat16_is_close_to_float32_and_not_the_same() {
 }
 
 #[test]
+fn the_layout_of_images_changes_rounding_only() {
+    let bench = Bench::new();
+    let losses = |last: bool| {
+        let setting = format!("training.channels_last={last}");
+        let run = bench.train(
+            "resnet20",
+            &format!("last-{last}"),
+            &["training.steps=6", "training.optimizer.lr=0.005", &setting],
+        );
+        let scores = read_json(&run.join("summary.json"))["test"]["loss"].as_f64().unwrap();
+        [series(&run, "train", "loss"), vec![scores]].concat()
+    };
+    let (first, last) = (losses(false), losses(true));
+    assert_eq!(first.len(), 7);
+    assert_close(&last[..2], &first[..2], 1e-5, "the first losses with the channels innermost");
+    // What rounding differs grows from step to step.
+    assert_close(&last, &first, 1e-3, "losses with the channels innermost");
+    assert!(first != last, "the layout is the same");
+}
+
+#[test]
 fn auto_precision_is_decided_once_and_its_trial_leaves_no_trace() {
     let bench = Bench::new();
     // What a trial could change: the random numbers behind dropout, running statistics.

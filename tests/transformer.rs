@@ -104,7 +104,7 @@ impl Place {
     fn classifier(&self, name: &str, more: &[&str]) -> String {
         let training = json!({"training": {"epochs": 16, "optimizer": {"lr": 0.003}}});
         let (data, recipe) = (self.classified(), self.recipe("classify", training));
-        // With a quarter of the seeds it does not leave the plateau at two of the three classes in this time, with libtorch's dropout either.
+        // With a third of the seeds it does not leave the plateau at two of the three classes in this time, with libtorch's dropout either.
         self.train(name, &[&["--recipe", &recipe, "--data", &data, "--seed", "2"][..], more].concat())
     }
 }

@@ -18,6 +18,7 @@ use super::pixel_cache::Budget;
 use super::resize::Resize;
 use super::shards::{ShardedParts, read_shards};
 use super::{Splits, cifar, idx};
+use crate::native::layout::channels_last;
 use crate::native::lookup::{ByteTable, look_up};
 use crate::recipe::nearest_hint;
 use crate::{bad_input, bail_input, files};
@@ -397,6 +398,7 @@ impl ImageDataConfig {
             factor: column(std.iter().map(|std| 1.0 / (255.0 * std)).collect())?,
             offset: column(mean.iter().zip(&std).map(|(mean, std)| -mean / std).collect())?,
             tables: Vec::new(),
+            channels_last: false,
         };
         let bytes = Tensor::f_arange(256, (Kind::Uint8, Device::Cpu))?.f_view([1, 1, 1, 256])?;
         let values = normalisation.compute(&bytes)?.f_contiguous()?.f_view(-1)?;
@@ -491,22 +493,26 @@ pub struct Normalisation {
     offset: Tensor,
     /// What it makes of each byte, per channel: on the CPU, looking that up is faster than computing it.
     tables: Vec<ByteTable>,
+    /// Whether the result has its channels innermost.
+    channels_last: bool,
 }
 
 impl Normalisation {
-    /// The same on another device.
-    pub fn to_device(&self, device: Device) -> Result<Self> {
+    /// The same on another device, in the layout that the network takes there.
+    pub fn to_device(&self, device: Device, channels_last: bool) -> Result<Self> {
         Ok(Self {
             factor: self.factor.f_to_device(device)?,
             offset: self.offset.f_to_device(device)?,
             tables: self.tables.clone(),
+            channels_last,
         })
     }
 
     /// `[batch, channels, height, width]` bytes to floats.
     pub fn apply(&self, pixels: &Tensor) -> Result<Tensor> {
         match pixels.device() {
-            Device::Cpu => look_up(pixels, &self.tables),
+            Device::Cpu => look_up(pixels, &self.tables, self.channels_last),
+            _ if self.channels_last => channels_last(&self.compute(pixels)?),
             _ => self.compute(pixels),
         }
     }

@@ -1,5 +1,5 @@
-//! Convolutions and linear layers of which the weights stay as they are: packed once, with the batch normalisation behind them, for as long as an
-//! [`InferenceMode`](super::modes::InferenceMode) of the thread lasts; the first gigabyte of a model.
+//! What an [`InferenceMode`](super::modes::InferenceMode) of the thread makes faster. Convolutions and linear layers, of which the weights stay as they are: packed
+//! once, with the batch normalisation behind them, for as long as it lasts; the first gigabyte of a model. Poolings, of which no gradient is needed.
 
 use std::ptr;
 

@@ -37,7 +37,6 @@ pub struct ImageClassification {
     criterion: ClassificationCriterion,
     /// What logits are divided by in evaluation.
     temperature: f64,
-    channels_last: bool,
 }
 
 impl ImageClassification {
@@ -65,13 +64,12 @@ impl ImageClassification {
         let backbone = below.map(|entry| entry.tensor).collect();
         Ok(Self {
             backbone,
-            normalisation: normalisation.to_device(device)?,
+            normalisation: normalisation.to_device(device, channels_last)?,
             criterion: ClassificationCriterion::new(loss, classes.len(), device)?,
             temperature: 1.0,
             parameters,
             model,
             classes,
-            channels_last,
         })
     }
 
@@ -165,11 +163,7 @@ impl ImageClassification {
 
     /// Bytes to what the network takes.
     pub fn normalise(&self, pixels: &Tensor) -> Result<Tensor> {
-        let images = self.normalisation.apply(pixels)?;
-        match self.channels_last {
-            true => crate::native::layout::channels_last(&images),
-            false => Ok(images),
-        }
+        self.normalisation.apply(pixels)
     }
 }
 

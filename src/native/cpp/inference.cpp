@@ -1,6 +1,6 @@
-// Inference mode, and what it allows. No gradient is needed, so that a pooling need not know where its values come from. While it lasts no weight changes, so that convolutions and linear layers keep theirs in the layout that oneDNN computes
-// with, convolutions with the batch normalisation behind them multiplied in. libtorch's own operations put the weights into such a layout in every call, which for
-// few rows takes longer than the rest.
+// Inference mode, and what it allows. No gradient is needed, so that a pooling need not know where its values come from. While it lasts no weight changes, so that
+// convolutions and linear layers keep theirs in the layout that the kernels compute with, convolutions with the batch normalisation behind them multiplied in.
+// libtorch's own operations put the weights into such a layout in every call, which for few rows takes longer than the rest.
 
 #include "shim.h"
 
@@ -279,8 +279,8 @@ char* suite_packed_convolution(const at::Tensor* input, const SuiteConvolution* 
   });
 }
 
-// The largest value of each window of images that lie with their channels innermost. libtorch's operation also finds where it was, which only gradients need. Stores
-// null outside of inference mode, on other devices, in other types and layouts.
+// The largest value of each window of images that lie with their channels innermost. libtorch's operation also finds where it was, which only gradients need.
+// Stores null outside of inference mode, on other devices, in other types and layouts.
 char* suite_largest_of_windows(const at::Tensor* input, int64_t size, int64_t stride, int64_t padding, bool ceil, at::Tensor** result) {
   return suite::guarded([&] {
     *result = nullptr;
