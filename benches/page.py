@@ -58,7 +58,7 @@ def page(results, growth, parts):
         "- bf16 is autocast in training. In inference tch-suite computes under autocast, as `predict --precision bf16` does, with weights that are cast and "
         "packed once; PyTorch has weights of that type.",
         "- `best` is each side's fastest of float32 and bf16, of both memory layouts for images, for PyTorch also of eager mode and `torch.compile`, "
-        "with jemalloc preloaded where it is installed: one run of each decides, then the two are run alternately.",
+        "with jemalloc preloaded where it is installed: one run of each and one more of the two that are ahead decide, then the two are run alternately.",
         "- Memory is the peak of the resident set of the whole process.",
         "",
         f"To measure again: `scripts/compare_with_pytorch.sh{' WORKLOAD…'}`; the figures of this page are in `performance.json`.",
@@ -280,7 +280,7 @@ def growth_plot(growth):
 
 def panel(left, top, width, height, title, grows, points):
     """Two lines over (value, ours, PyTorch's) on logarithmic axes."""
-    x0, x1, y0, y1 = left + 66, left + width - 16, top + 28, top + height - 46
+    x0, x1, y0, y1 = left + 76, left + width - 24, top + 28, top + height - 46
     values = [point[0] for point in points]
     measured = [end for point in points for end in point[1:]]
     # Whole powers of ten, or of two where there is less than one ten.
