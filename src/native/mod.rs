@@ -25,7 +25,7 @@ pub mod vectors;
 pub use tensor_list::TensorList;
 
 use crate::error::without_backtrace;
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use std::ffi::{CStr, c_char};
 use std::ptr;
 use tch::{Device, Tensor};
@@ -54,11 +54,15 @@ fn take_text(text: *mut c_char) -> Option<String> {
 
 /// Calls a function of the shim that makes a tensor.
 fn new_tensor(call: impl FnOnce(*mut *mut C_tensor) -> ffi::Outcome) -> Result<Tensor> {
+    new_tensor_if_any(call)?.context("libtorch returned no tensor")
+}
+
+/// Calls a function of the shim that makes a tensor, or stores null where it has none to give.
+fn new_tensor_if_any(call: impl FnOnce(*mut *mut C_tensor) -> ffi::Outcome) -> Result<Option<Tensor>> {
     let mut result = ptr::null_mut();
     check(call(&mut result))?;
-    ensure!(!result.is_null(), "libtorch returned no tensor");
-    // SAFETY: a function that succeeded has stored a tensor that now belongs to us alone.
-    Ok(unsafe { Tensor::from_ptr(result) })
+    // SAFETY: a function that succeeded has stored a tensor that now belongs to us alone, or null.
+    Ok((!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) }))
 }
 
 /// Calls a function of the shim that makes a text.

@@ -188,40 +188,27 @@ struct Windows {
   }
 };
 
-// One row of results, `[columns, channels]`, of an image `[height, width, channels]`. A value that is no number wins, as in libtorch.
-FOR_WIDE_VECTORS void pool_row(const float* image, float* results, int64_t row, const Windows& windows) {
-  const auto [top, bottom] = windows.range(row, windows.height);
-  for (int64_t column = 0; column < windows.columns; column++) {
-    const auto [left, right] = windows.range(column, windows.width);
-    float* result = results + column * windows.channels;
-    for (int64_t y = top; y < bottom; y++) {
-      for (int64_t x = left; x < right; x++) {
-        const float* pixel = image + (y * windows.width + x) * windows.channels;
-        const bool is_first = y == top && x == left;
-        for (int64_t channel = 0; channel < windows.channels; channel++) {
-          const float value = pixel[channel], best = result[channel];
-          result[channel] = is_first || value > best || value != value ? value : best;
-        }
-      }
-    }
-  }
+inline float widened(float value) { return value; }
+
+// bfloat16 is the upper half of a float32 number.
+inline float widened(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
-// The same of bfloat16: the upper halves of float32 numbers.
-FOR_WIDE_VECTORS void pool_row(const uint16_t* image, uint16_t* results, int64_t row, const Windows& windows) {
+// One row of results, `[columns, channels]`, of an image `[height, width, channels]`. A value that is no number wins, as in libtorch. Part of its callers, so that it is
+// compiled for each generation of vectors with them.
+template <typename Number>
+__attribute__((always_inline)) inline void pool_row_of(const Number* image, Number* results, int64_t row, const Windows& windows) {
   const auto [top, bottom] = windows.range(row, windows.height);
-  const auto widened = [](uint16_t half) {
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  };
   for (int64_t column = 0; column < windows.columns; column++) {
     const auto [left, right] = windows.range(column, windows.width);
-    uint16_t* result = results + column * windows.channels;
+    Number* result = results + column * windows.channels;
     for (int64_t y = top; y < bottom; y++) {
       for (int64_t x = left; x < right; x++) {
-        const uint16_t* pixel = image + (y * windows.width + x) * windows.channels;
+        const Number* pixel = image + (y * windows.width + x) * windows.channels;
         const bool is_first = y == top && x == left;
         for (int64_t channel = 0; channel < windows.channels; channel++) {
           const float value = widened(pixel[channel]), best = widened(result[channel]);
@@ -231,6 +218,9 @@ FOR_WIDE_VECTORS void pool_row(const uint16_t* image, uint16_t* results, int64_t
     }
   }
 }
+
+FOR_WIDE_VECTORS void pool_row(const float* image, float* results, int64_t row, const Windows& windows) { pool_row_of(image, results, row, windows); }
+FOR_WIDE_VECTORS void pool_row(const uint16_t* image, uint16_t* results, int64_t row, const Windows& windows) { pool_row_of(image, results, row, windows); }
 
 template <typename Number>
 void pool(const Number* images, Number* results, int64_t count, const Windows& windows) {
